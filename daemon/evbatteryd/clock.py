@@ -1,0 +1,42 @@
+"""The wall's clock, and one that runs faster for the demo."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+
+
+class WallClock:
+    """UTC, as the machine has it."""
+
+    speed = 1.0
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    async def sleep(self, span: timedelta) -> None:
+        await asyncio.sleep(self.real(span))
+
+    def real(self, span: timedelta) -> float:
+        return max(span.total_seconds(), 0.0)
+
+
+class FastClock:
+    """Starts at ``start`` and runs ``speed`` times as fast as the machine's monotonic clock."""
+
+    def __init__(self, speed: float, start: datetime | None = None) -> None:
+        if not speed > 0:
+            raise ValueError(f"speed must be above 0, not {speed}")
+        self.speed = speed
+        self._start = start or datetime.now(UTC)
+        self._origin = time.monotonic()
+
+    def now(self) -> datetime:
+        return self._start + timedelta(seconds=(time.monotonic() - self._origin) * self.speed)
+
+    async def sleep(self, span: timedelta) -> None:
+        await asyncio.sleep(self.real(span))
+
+    def real(self, span: timedelta) -> float:
+        return max(span.total_seconds(), 0.0) / self.speed

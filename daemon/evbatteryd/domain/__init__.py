@@ -1,0 +1,1 @@
+"""What is true: readings, brands, waiting, budgets. No I/O, no clock, no logging; the standard library alone."""

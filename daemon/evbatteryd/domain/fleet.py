@@ -1,0 +1,128 @@
+"""The cars as they stand: what the flow changes, and what sinks and pages look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from evbatteryd.domain.freshness import Freshness, fresh_until, judge
+from evbatteryd.domain.profile import Activity, BrandProfile
+from evbatteryd.domain.reading import BatteryState
+from evbatteryd.domain.vehicle import Vehicle, VehicleId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """When a car is asked next, and what is known of how it answers."""
+
+    due: datetime | None
+    """None: not before something changes from outside."""
+    reason: str
+    polled_at: datetime | None = None
+    """When it was last asked."""
+    answered_at: datetime | None = None
+    """When it last answered with data, new or not."""
+    outcome: str = ""
+    """Label of the last outcome; empty before the first poll."""
+    failures: int = 0
+    """Polls without data in a row."""
+    activity: Activity = Activity.PARKED
+    calls_per_poll: int = 1
+    """Requests that one poll takes (pages)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a car does not answer, in words its owner understands."""
+
+    outcome: str
+    """The label of a :class:`~evbatteryd.domain.errors.SourceError` class."""
+    code: str
+    detail: str
+    since: datetime
+
+
+UNREACHABLE = frozenset(
+    {"unreachable", "unreadable", "application_refused", "plan_refused", "owner_must_act", "not_capable"}
+)
+"""Outcomes after which a value that is no longer fresh is ``offline`` rather than ``stale``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Car:
+    """One vehicle with all that is known of it. Replaced as a whole when anything changes."""
+
+    vehicle: Vehicle
+    schedule: Schedule
+    state: BatteryState = field(default_factory=BatteryState)
+    trouble: Trouble | None = None
+    reading_id: str | None = None
+    """Of the newest committed reading."""
+
+    @property
+    def id(self) -> VehicleId:
+        return self.vehicle.id
+
+    @property
+    def slug(self) -> str:
+        return self.vehicle.slug
+
+    @property
+    def consented(self) -> bool:
+        lost = self.trouble is not None and self.trouble.outcome == "consent_lost"
+        return self.vehicle.withdrawn_at is None and not lost
+
+    @property
+    def reachable(self) -> bool:
+        return self.trouble is None or self.trouble.outcome not in UNREACHABLE
+
+
+class Fleet:
+    """All cars in memory, by id and by slug, each with its brand's profile. Not a queue, not a store."""
+
+    def __init__(self, profiles: Mapping[str, BrandProfile]) -> None:
+        self.profiles = profiles
+        self._cars: dict[VehicleId, Car] = {}
+        self._ids: dict[str, VehicleId] = {}
+
+    def __len__(self) -> int:
+        return len(self._cars)
+
+    def __iter__(self) -> Iterator[Car]:
+        """The cars by order of enrolment. A snapshot: the fleet may change while it is walked."""
+        return iter(list(self._cars.values()))
+
+    def __contains__(self, vehicle_id: VehicleId) -> bool:
+        return vehicle_id in self._cars
+
+    def __getitem__(self, vehicle_id: VehicleId) -> Car:
+        return self._cars[vehicle_id]
+
+    def get(self, vehicle_id: VehicleId) -> Car | None:
+        return self._cars.get(vehicle_id)
+
+    def by_slug(self, slug: str) -> Car | None:
+        found = self._ids.get(slug)
+        return None if found is None else self._cars[found]
+
+    @property
+    def slugs(self) -> frozenset[str]:
+        return frozenset(self._ids)
+
+    def put(self, car: Car) -> None:
+        """Add a car, or replace what was known of it."""
+        known = self._cars.get(car.id)
+        if known is not None and known.slug != car.slug:
+            del self._ids[known.slug]
+        self._cars[car.id] = car
+        self._ids[car.slug] = car.id
+
+    def profile(self, car: Car) -> BrandProfile:
+        return self.profiles[car.vehicle.brand]
+
+    def fresh_until(self, car: Car) -> datetime | None:
+        return fresh_until(self.profile(car), car.state, car.schedule.activity)
+
+    def freshness(self, car: Car, now: datetime) -> Freshness:
+        return judge(self.fresh_until(car), reachable=car.reachable, consented=car.consented, now=now)

@@ -1,0 +1,216 @@
+"""Every seam of the daemon, on one page: small protocols that the flow needs and the rim provides."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from evbatteryd.domain.fleet import Car, Schedule
+from evbatteryd.domain.ledger import Bucket
+from evbatteryd.domain.profile import BrandProfile
+from evbatteryd.domain.reading import Observation, Origin, Reading, Rejected
+from evbatteryd.domain.vehicle import Consent, Vehicle, VehicleId
+
+
+class Clock(Protocol):
+    """The one clock that every part is handed. In the demo it runs faster than the wall's."""
+
+    @property
+    def speed(self) -> float:
+        """How many seconds of this clock pass in one real second."""
+        ...
+
+    def now(self) -> datetime:
+        """Aware, UTC."""
+        ...
+
+    async def sleep(self, span: timedelta) -> None:
+        """Until ``span`` has passed on this clock."""
+        ...
+
+    def real(self, span: timedelta) -> float:
+        """``span`` of this clock in real seconds: for libraries that time by the wall."""
+        ...
+
+
+class Ticket(Protocol):
+    """Leave to ask. A source spends one before each request; that is durable before it returns."""
+
+    async def spend(self) -> None:
+        """Reserve one request. Waits for the application's bucket.
+
+        Raises :class:`BudgetSpent` when the plan has none left, :class:`StoreError` when it cannot be noted.
+        """
+        ...
+
+    def resent(self) -> None:
+        """The HTTP client sent a request again by itself: count that one too."""
+        ...
+
+
+class Source(Protocol):
+    """One telematics API, for one application. Raises SourceError and nothing else of its own."""
+
+    async def fetch(self, vehicle: Vehicle, profile: BrandProfile, ticket: Ticket) -> Observation:
+        """Ask for everything worth knowing of this vehicle."""
+        ...
+
+    def consents(self, ticket: Ticket) -> AsyncIterator[Consent]:
+        """Every vehicle that users of this application consent to, page by page."""
+        ...
+
+    async def consent_stands(self, consent: Consent, ticket: Ticket) -> bool:
+        """Whether this one consent is still listed: asked before a car is taken for withdrawn."""
+        ...
+
+
+class Sink(Protocol):
+    """One place readings go to. Raises SinkError and nothing else of its own."""
+
+    @property
+    def name(self) -> str:
+        """Key of its cursor in the journal."""
+        ...
+
+    async def publish(self, readings: Sequence[Reading]) -> None:
+        """Tell these readings, oldest first per vehicle. Returns when all of them were taken.
+
+        Waits while the other side is away; raises :class:`SinkError` when it is not known whether all
+        were taken, after which the same readings are offered again.
+        """
+        ...
+
+    def touch(self, vehicle_id: VehicleId) -> None:
+        """A car's confirmation, freshness or consent changed without a reading: tell it when you can."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """One request, noted before it is sent. After a crash it counts as spent."""
+
+    application: str
+    vehicle_id: VehicleId | None
+    """None: a request that no vehicle pays for (the list of connections)."""
+    window_start: datetime
+    bucket: Bucket
+    """The application's bucket after this request."""
+    at: datetime
+    due: datetime | None = None
+    """If given, the vehicle's schedule falls due then should the answer never be noted: no burst after a crash."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What the ledger knows of one application in one period."""
+
+    spent: Mapping[VehicleId, int]
+    overhead: int
+    """Requests that no vehicle pays for."""
+    bucket: Bucket | None
+    """As last noted; None before the first request ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polled:
+    """Everything that one answer changes, committed together or not at all."""
+
+    car: Car
+    """As it is after the answer. Its ``reading_id`` is set by the store when there is news."""
+    news: bool
+    """Whether the state holds something new: then a reading is written to the journal."""
+    at: datetime
+    """When the answer had arrived (ours)."""
+    origin: Origin = Origin.POLL
+    rejected: tuple[Rejected, ...] = ()
+    excerpt: str | None = None
+    """Redacted start of an answer that could not be read."""
+
+
+class Store(Protocol):
+    """Where everything is kept that must survive. Every method raises StoreError and nothing else of its own.
+
+    A method that writes returns only when what it wrote is durable.
+    """
+
+    async def cars(self) -> list[Car]:
+        """Every vehicle ever enrolled, with its state and schedule, by id."""
+        ...
+
+    async def enrol(
+        self, consent: Consent, *, slug: str, name: str, brand: str, schedule: Schedule, at: datetime
+    ) -> Car:
+        """A new vehicle. The id is the store's."""
+        ...
+
+    async def update(self, car: Car) -> None:
+        """Consent, name, schedule and trouble as in ``car``; its state and readings stay."""
+        ...
+
+    async def record(self, polled: Polled) -> tuple[Car, Reading | None]:
+        """Commit an answer; return the car with its new ``reading_id``, and the reading if there was news."""
+        ...
+
+    async def reserve(self, reservation: Reservation) -> None:
+        """Note a request before it is sent."""
+        ...
+
+    async def account(self, application: str, window_start: datetime) -> Account:
+        """What was spent in the period that starts at ``window_start``."""
+        ...
+
+    async def correct(
+        self, application: str, vehicle_id: VehicleId, window_start: datetime, calls: int
+    ) -> None:
+        """Set a vehicle's spent calls: the source says it counts otherwise (430)."""
+        ...
+
+    async def after(self, seq: int, limit: int) -> list[Reading]:
+        """Readings of the journal after position ``seq``, oldest first."""
+        ...
+
+    async def cursor(self, sink: str) -> int:
+        """How far ``sink`` has come; 0 for a new one."""
+        ...
+
+    async def delivered(self, sink: str, seq: int) -> None:
+        """``sink`` has taken everything up to and including ``seq``."""
+        ...
+
+    @property
+    def head(self) -> int:
+        """Position of the newest committed reading."""
+        ...
+
+    async def history(
+        self, vehicle_id: VehicleId, since: datetime, until: datetime, limit: int
+    ) -> list[Reading]:
+        """Readings of one vehicle measured in [since, until), oldest first."""
+        ...
+
+    async def rejections(self, vehicle_id: VehicleId) -> list[Rejected]:
+        """The last values of this vehicle that could not be, newest first."""
+        ...
+
+    async def prune(self, before: datetime) -> int:
+        """Delete readings fetched before that and taken by every sink; return how many."""
+        ...
+
+
+class Tally(Protocol):
+    """Counts what happens. Never fails, never blocks."""
+
+    def polled(self, make: str, outcome: str, took: timedelta) -> None: ...
+    def lag(self, span: timedelta) -> None:
+        """How long after it fell due a poll was begun."""
+        ...
+
+    def called(self, application: str) -> None: ...
+    def rejected(self, make: str, signal: str) -> None: ...
+    def budget(self, application: str, remaining: int) -> None: ...
+    def bucket(self, application: str, level: float) -> None: ...
+    def outbox(self, sink: str, readings: int) -> None: ...
+    def connected(self, up: bool) -> None: ...
+    def published(self, messages: int) -> None: ...

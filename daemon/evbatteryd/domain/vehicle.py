@@ -1,0 +1,71 @@
+"""A vehicle whose owner consented, as every other part of the daemon names it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Container
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NewType
+
+VehicleId = NewType("VehicleId", int)
+"""The store's key. Never shown outside; the outside knows the slug."""
+
+SLUG = re.compile(r"[a-z0-9](?:[a-z0-9_]{0,62}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consent:
+    """One vehicle that one user lets one application read, as the source lists it."""
+
+    application: str
+    """The name of the ``[smartcar.NAME]`` table."""
+    connection_id: str
+    """Changes when the owner consents anew: this is how a consent is seen to be revived."""
+    vehicle_ref: str
+    """The source's id of the vehicle (a UUID)."""
+    user_ref: str
+    """The source's id of the user who consented (a UUID). Treated as personal: never published."""
+    make: str
+    """The badge as the source spells it, in upper case: ``LAND ROVER``."""
+    model: str | None = None
+    year: int | None = None
+    powertrain: str | None = None
+    permissions: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vehicle:
+    """An enrolled vehicle. ``slug`` is chosen once and stays; topics and labels carry it."""
+
+    id: VehicleId
+    slug: str
+    name: str
+    """What people call it. Free text, on the page and in ``evbattery_vehicle_info`` only."""
+    brand: str
+    """Key of its :class:`~evbatteryd.domain.profile.BrandProfile`."""
+    consent: Consent
+    enrolled_at: datetime
+    withdrawn_at: datetime | None = None
+    """When the consent was found to be gone; None while it stands."""
+
+    @property
+    def spread(self) -> float:
+        """A stable number in [0, 1) that keeps cars of one kind from moving in step."""
+        return (self.id * 0.6180339887498949) % 1.0
+
+
+def slug_for(words: str, taken: Container[str]) -> str:
+    """The slug of a new vehicle: lower-case ASCII of ``words``, made unique among ``taken``.
+
+    The result fits an MQTT topic level, a Prometheus label and a Home Assistant object id.
+    """
+    ascii_only = unicodedata.normalize("NFKD", words).encode("ascii", "ignore").decode()
+    stem = re.sub(r"[^a-z0-9]+", "_", ascii_only.lower()).strip("_")[:48].rstrip("_") or "car"
+    if stem not in taken:
+        return stem
+    number = 2
+    while f"{stem}_{number}" in taken:
+        number += 1
+    return f"{stem}_{number}"
