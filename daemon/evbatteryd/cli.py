@@ -1,4 +1,231 @@
-"""stub"""
+"""The verbs. Exit codes: 0 all right, 1 failure, 2 wrong usage."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from evbatteryd import __version__
+from evbatteryd.clock import WallClock
+from evbatteryd.domain.errors import StoreError
+from evbatteryd.logs import configure, get_logger
+from evbatteryd.problems import Misconfigured, Problem
+from evbatteryd.sdnotify import Notifier
+from evbatteryd.settings import Settings, describe, load_settings
+from evbatteryd.simulator.command import simulate
+
+DEFAULT_CONFIG = Path("/etc/evbatteryd/evbatteryd.toml")
+
+config_option = click.option(
+    "--config",
+    "config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The configuration file.",
+)
 
 
-def main() -> None: ...
+class Endpoint(click.ParamType):
+    """``HOST:PORT``."""
+
+    name = "HOST:PORT"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        host, _, port = str(value).rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            self.fail(f"{value!r} is not HOST:PORT, for example 127.0.0.1:9782", param, ctx)
+        return host.strip("[]"), int(port)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="evbatteryd")
+def main() -> None:
+    """Click, consent, get the state of charge.
+
+    Polls the battery of electric cars through Smartcar's API v3, each at its brand's pace, and
+    publishes every reading to MQTT, Prometheus and a web page.
+    """
+
+
+@main.command()
+@config_option
+@click.option(
+    "--log-format", type=click.Choice(["json", "console", "journal"]), help="Overrides [log] format."
+)
+def run(config: Path, log_format: str | None) -> None:
+    """Poll and publish, until told to stop: what systemd starts."""
+    settings, warnings = _load(config)
+    configure(settings.log.level, log_format or settings.log.format)
+    log = get_logger("evbatteryd")
+    for warning in warnings:
+        log.warning("configuration", file=warning.file, key=warning.key, what=warning.what, mend=warning.mend)
+
+    async def life(stop: asyncio.Event) -> None:
+        from evbatteryd.service import serve  # noqa: PLC0415 - check and simulate start faster without it
+
+        await serve(settings, WallClock(), stop, log, notifier=Notifier())
+
+    try:
+        _until_signalled(life)
+    except StoreError as error:
+        log.error("store.unusable", error=str(error))
+        raise SystemExit(1) from None
+    except OSError as error:
+        log.error("cannot_start", error=str(error))
+        raise SystemExit(1) from None
+
+
+@main.command()
+@click.option("--vehicles", type=click.IntRange(1), default=20, show_default=True)
+@click.option(
+    "--speed",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Times faster than life.",
+)
+@click.option(
+    "--http",
+    type=Endpoint(),
+    default="127.0.0.1:9782",
+    show_default=True,
+    help="Where page and metrics are served.",
+)
+@click.option("--mqtt", metavar="URL", help="A broker of yours; without it, one is started.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End by itself after so many real seconds.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+)
+def demo(
+    vehicles: int,
+    speed: float,
+    http: tuple[str, int],
+    mqtt: str | None,
+    seed: int,
+    duration: float | None,
+    log_level: str,
+) -> None:
+    """Everything at once on loopback, in time-lapse: simulated cars, a broker, the daemon."""
+    from evbatteryd.demo import DemoOptions, NoBroker  # noqa: PLC0415
+    from evbatteryd.demo import demo as demonstrate  # noqa: PLC0415
+
+    options = DemoOptions(
+        vehicles=vehicles,
+        speed=speed,
+        http=http,
+        mqtt=mqtt,
+        seed=seed,
+        duration=duration,
+        log_level=log_level,
+    )
+    try:
+        _until_signalled(lambda stop: demonstrate(options, stop, click.echo))
+    except (NoBroker, OSError) as error:
+        _fail(str(error))
+    except Misconfigured as error:
+        _tell(error.problems)
+        raise SystemExit(1) from None
+
+
+@main.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="Problems and the effective configuration as JSON.")
+def check(config: Path, as_json: bool) -> None:
+    """Say every mistake of the configuration at once. Exit code 1 if there is one."""
+    settings: Settings | None = None
+    try:
+        settings, problems = load_settings(config, os.environ)
+    except Misconfigured as error:
+        problems = error.problems
+    if as_json:
+        told = [
+            {"file": p.file, "key": p.key, "what": p.what, "mend": p.mend, "warning": p.warning}
+            for p in problems
+        ]
+        effective = describe(settings) if settings is not None else None
+        click.echo(json.dumps({"problems": told, "configuration": effective}, indent=2, default=str))
+    else:
+        _tell(problems)
+        if settings is not None:
+            cars = ", ".join(settings.smartcar)
+            click.echo(
+                f"{config}: good. Smartcar applications: {cars}; {len(settings.profiles)} brand profiles."
+            )
+    raise SystemExit(0 if settings is not None else 1)
+
+
+main.add_command(simulate)
+
+
+def _load(config: Path) -> tuple[Settings, tuple[Problem, ...]]:
+    try:
+        return load_settings(config, os.environ)
+    except Misconfigured as error:
+        _tell(error.problems)
+        raise SystemExit(1) from None
+
+
+def _tell(problems: tuple[Problem, ...]) -> None:
+    for problem in problems:
+        kind = click.style("warning", fg="yellow") if problem.warning else click.style("error", fg="red")
+        click.echo(f"{kind}: {problem}", err=True)
+    errors = sum(1 for problem in problems if not problem.warning)
+    if errors:
+        click.echo(f"{errors} mistake{'s' if errors > 1 else ''} to mend.", err=True)
+
+
+def _fail(text: str) -> NoReturn:
+    click.echo(f"evbatteryd: {text}", err=True)
+    raise SystemExit(1)
+
+
+def _until_signalled(life: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run ``life`` with an event that SIGTERM and SIGINT set. A second signal ends it at once."""
+
+    async def living() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def told(number: int) -> None:
+            if stop.is_set():
+                os._exit(128 + number)
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, told, number)
+        await life(stop)
+
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        factory = None
+    else:
+        # Less CPU, and a fifth of the memory per TLS connection.
+        factory = uvloop.new_event_loop
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(living())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,4 +1,7 @@
-"""The wall's clock, and one that runs faster for the demo."""
+"""The wall's clock, and one that runs faster for the demo.
+
+Instants are whole milliseconds, as the sources give them and the store keeps them.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ import time
 from datetime import UTC, datetime, timedelta
 
 
+def whole_milliseconds(at: datetime) -> datetime:
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
+
+
 class WallClock:
     """UTC, as the machine has it."""
 
     speed = 1.0
 
     def now(self) -> datetime:
-        return datetime.now(UTC)
+        return whole_milliseconds(datetime.now(UTC))
 
     async def sleep(self, span: timedelta) -> None:
         await asyncio.sleep(self.real(span))
@@ -33,7 +40,8 @@ class FastClock:
         self._origin = time.monotonic()
 
     def now(self) -> datetime:
-        return self._start + timedelta(seconds=(time.monotonic() - self._origin) * self.speed)
+        elapsed = timedelta(seconds=(time.monotonic() - self._origin) * self.speed)
+        return whole_milliseconds(self._start + elapsed)
 
     async def sleep(self, span: timedelta) -> None:
         await asyncio.sleep(self.real(span))

@@ -1,1 +1,1 @@
-"""What is true: readings, brands, waiting, budgets. No I/O, no clock, no logging; the standard library alone."""
+"""What is true: readings, brands, waiting, budgets. No I/O, no clock, no logging, no third party."""

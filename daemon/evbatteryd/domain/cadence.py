@@ -24,10 +24,14 @@ from evbatteryd.domain.errors import (
 )
 from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.profile import Activity, BrandProfile
-from evbatteryd.domain.reading import BatteryState, Signal
+from evbatteryd.domain.reading import BatteryState, Measurement, Signal
 
 DAY = timedelta(days=1)
 LONGEST_BACK_OFF = timedelta(hours=6)
+LONGEST_WAIT = timedelta(days=31)
+"""A plan's period. Whoever is told to wait longer was told wrongly: a header in milliseconds, say."""
+SILENT_CHARGE = DAY
+"""A charge of which nothing was heard for so long no longer sets the pace: the car may be anywhere."""
 _AWAY = " (fell due while evbatteryd was away)"
 
 
@@ -81,61 +85,124 @@ class NextPoll:
 def activity(before: BatteryState, after: BatteryState, profile: BrandProfile, now: datetime) -> Activity:
     """What the car is doing at ``now``, by the newest state and the one before it.
 
-    No signal says "driving"; an odometer that moved or a SoC that fell, measured just now, does.
+    No signal says "driving"; an odometer that moved or a SoC that fell does, if it was measured just now and
+    the car was not plugged in since.
     """
-    if after.charging:
+    if after.charging and not _silent(after, now):
         return Activity.CHARGING
-    measured = after.measured_at
-    if measured is None or now - measured > 2 * profile.reports + timedelta(minutes=10):
+    moved = _moved(before, after, profile)
+    if moved is None or moved.measured_at is None:
         return Activity.PARKED
-    was, is_now = before.signals.get(Signal.ODOMETER), after.signals.get(Signal.ODOMETER)
-    if was is not None and is_now is not None and float(is_now.value) > float(was.value):
+    if now - moved.measured_at > 2 * profile.reports + timedelta(minutes=10):
+        return Activity.PARKED
+    cable = after.signals.get(Signal.PLUGGED_IN)
+    if cable is None or not cable.value:
         return Activity.DRIVING
-    soc_was, soc_now = before.soc_percent, after.soc_percent
-    fell = soc_was is not None and soc_now is not None and soc_was - soc_now >= profile.soc_step_percent
-    return Activity.DRIVING if fell and not after.plugged_in else Activity.PARKED
+    arrived = cable.measured_at is None or cable.measured_at >= moved.measured_at
+    return Activity.PARKED if arrived else Activity.DRIVING
+
+
+def _silent(state: BatteryState, now: datetime) -> bool:
+    times = [told.measured_at for told in state if told.measured_at is not None]
+    return bool(times) and now - max(times) > SILENT_CHARGE
+
+
+def _moved(before: BatteryState, after: BatteryState, profile: BrandProfile) -> Measurement | None:
+    """The measurement by which the car moved between two states."""
+    km_was, km = before.number(Signal.ODOMETER), after.number(Signal.ODOMETER)
+    if km_was is not None and km is not None and km > km_was:
+        return after.signals[Signal.ODOMETER]
+    soc_was, soc = before.soc_percent, after.soc_percent
+    if soc_was is not None and soc is not None and soc_was - soc >= profile.soc_step_percent:
+        return after.signals[Signal.SOC]
+    return None
 
 
 def next_poll(facts: Facts, now: datetime) -> NextPoll:
-    """When to ask next, never before the brand's floor, and the reason in one sentence."""
+    """When to ask next, and the reason in one sentence.
+
+    Never before the brand's floor, the plan's share, the application's share or what the source told to wait,
+    whatever the outcome: a failure is a call too.
+    """
     match facts.outcome:
         case Answered():
-            return _after_answer(facts, now)
+            return _within_budget(_after_answer(facts, now), facts, now)
         case Failed(error, in_a_row):
-            return _after_failure(facts, error, in_a_row, now)
+            wanted = _after_failure(facts, error, in_a_row, now)
+            return _within_budget(_as_told(wanted, error, now), facts, now)
         case never:
             assert_never(never)
 
 
 def _after_answer(facts: Facts, now: datetime) -> NextPoll:
-    profile, share = facts.profile, facts.share
-    pace = profile.interval(facts.activity)
-    budget = share.interval(facts.calls_per_poll, now)
-    if share.calls_left < facts.calls_per_poll:
-        return NextPoll(
-            max(share.renews_at, now + profile.floor),
-            f"the plan's calls are used up until {_day(share.renews_at)}",
-        )
-    if budget > pace:
-        return NextPoll(
-            now + budget,
-            f"{facts.activity}; {profile.name} allows every {words(pace)}, "
-            f"the budget ({share.calls_left} calls left until {_day(share.renews_at)}) every {words(budget)}",
-        )
+    profile = facts.profile
+    pace = max(profile.interval(facts.activity), _brand_pace(facts))
     return NextPoll(now + pace, f"{facts.activity}; {profile.name} every {words(pace)}")
+
+
+def _as_told(wanted: NextPoll, error: SourceError, now: datetime) -> NextPoll:
+    """A wait that came with an error holds, whatever the error."""
+    if wanted.at is None or error.retry_after is None:
+        return wanted
+    told = min(error.retry_after, LONGEST_WAIT)
+    if wanted.at >= now + told:
+        return wanted
+    return NextPoll(now + told, f"{wanted.reason}, told to wait {words(told)}")
+
+
+def _brand_pace(facts: Facts) -> timedelta:
+    """The floor, or what the brand's documented limit of calls allows; one poll may take several."""
+    floor, limit = facts.profile.floor, facts.profile.limit
+    return floor if limit is None else max(floor, limit.interval * facts.calls_per_poll)
+
+
+def _within_budget(wanted: NextPoll, facts: Facts, now: datetime) -> NextPoll:
+    """The poll that is wanted, at the pace that the brand, the plan and the application's bucket allow."""
+    if wanted.at is None:
+        return wanted
+    share = facts.share
+    if share.calls_left < facts.calls_per_poll:
+        renewed = _renewed(facts, now)
+        if wanted.at >= renewed:
+            return wanted
+        return NextPoll(
+            renewed, f"{wanted.reason}; but the plan's calls are used up until {_day(share.renews_at)}"
+        )
+    pace = max(_brand_pace(facts), share.interval(facts.calls_per_poll, now))
+    if wanted.at >= now + pace:
+        return wanted
+    if pace == _brand_pace(facts):
+        bound = f"the limit of {facts.profile.name}"
+    elif pace > share.application_interval * facts.calls_per_poll:
+        bound = f"the budget ({share.calls_left} calls left until {_day(share.renews_at)})"
+    else:
+        bound = "the application's rate limit, shared by all its cars,"
+    return NextPoll(now + pace, f"{wanted.reason}; but {bound} allows one every {words(pace)}")
+
+
+def _renewed(facts: Facts, now: datetime) -> datetime:
+    """When the plan's period has turned: not for every car in the same second."""
+    share = facts.share
+    pace = max(_brand_pace(facts), share.application_interval * facts.calls_per_poll)
+    return max(share.renews_at, now + pace) + facts.spread * _room(facts.profile)
+
+
+def _room(profile: BrandProfile) -> timedelta:
+    """Over how long cars that fall due together are spread."""
+    return min(profile.charging, timedelta(minutes=15))
 
 
 def _after_failure(facts: Facts, error: SourceError, in_a_row: int, now: datetime) -> NextPoll:
     profile = facts.profile
-    budget = facts.share.interval(facts.calls_per_poll, now)
     match error:
         case ConsentLost():
             return NextPoll(None, "consent lost: only the owner can help, by consenting again")
         case NotCapable():
             return NextPoll(None, "this car can never answer: not asked again")
         case BudgetSpent():
-            at = max(facts.share.renews_at, now + profile.floor)
-            return NextPoll(at, f"the plan's calls are used up until {_day(at)}")
+            return NextPoll(
+                _renewed(facts, now), f"the plan's calls are used up until {_day(facts.share.renews_at)}"
+            )
         case PlanRefused():
             return NextPoll(now + DAY, "the plan or the account is refused: once a day until it is put right")
         case OwnerMustAct():
@@ -143,15 +210,16 @@ def _after_failure(facts: Facts, error: SourceError, in_a_row: int, now: datetim
         case ApplicationRefused():
             return _back_off(facts, in_a_row, now, "the application's credentials are refused")
         case ApplicationRateLimited(retry_after=wait):
-            pause = max(wait or timedelta(minutes=1), profile.floor)
+            pause = max(min(wait or timedelta(minutes=1), LONGEST_WAIT), profile.floor)
+            pause += facts.spread * _room(profile)
             return NextPoll(now + pause, f"the application is rate limited: all its cars wait {words(pause)}")
         case RateLimited(retry_after=timedelta() as wait):
-            pause = max(wait, profile.floor)
+            pause = max(min(wait, LONGEST_WAIT), profile.floor)
             return NextPoll(now + pause, f"told to wait {words(pause)} for this car")
         case RateLimited():
             return _back_off(facts, in_a_row, now, "the OEM limits calls for this car")
         case Asleep():
-            pause = max(profile.idle, profile.floor, budget)
+            pause = max(profile.idle, profile.floor)
             return NextPoll(
                 now + pause, f"asleep or nothing new to have; {profile.name} every {words(pause)}"
             )
@@ -162,11 +230,11 @@ def _after_failure(facts: Facts, error: SourceError, in_a_row: int, now: datetim
 
 
 def _back_off(facts: Facts, in_a_row: int, now: datetime, why: str) -> NextPoll:
-    """Exponential from the floor up to six hours, spread by a quarter, and no faster than the budget."""
+    """Exponential from the floor up to six hours, spread by a quarter."""
     profile = facts.profile
-    doubled = profile.floor * 2 ** min(in_a_row - 1, 12)
+    doubled = profile.floor * 2 ** min(max(in_a_row - 1, 0), 12)
     pause = min(max(doubled, timedelta(minutes=1)), max(LONGEST_BACK_OFF, profile.floor))
-    pause = max(pause * (1 + facts.spread / 4), min(facts.share.interval(facts.calls_per_poll, now), DAY))
+    pause *= 1 + facts.spread / 4
     return NextPoll(now + pause, f"{why}: backing off for {words(pause)}")
 
 
@@ -176,12 +244,11 @@ def first_poll(spread: float, now: datetime) -> NextPoll:
 
 
 def resumed(due: datetime, reason: str, profile: BrandProfile, spread: float, now: datetime) -> NextPoll:
-    """The schedule after a restart: as it stood, and what fell due meanwhile spread out, so nothing bursts."""
+    """The schedule after a restart: as it stood, but what fell due meanwhile is spread out: no burst."""
     if due >= now:
         return NextPoll(due, reason)
-    room = min(profile.charging, timedelta(minutes=15))
     overdue = now - due
-    pause = spread * min(room, max(overdue, timedelta(seconds=1)))
+    pause = spread * min(_room(profile), max(overdue, timedelta(seconds=1)))
     return NextPoll(now + pause, reason.removesuffix(_AWAY) + _AWAY)
 
 

@@ -58,7 +58,7 @@ class BudgetSpent(SourceError):
 
 
 class PlanRefused(SourceError):
-    """The plan or the account itself is refused (suspended, invalid): only the operator can help. Said loudly."""
+    """The plan or the account is refused (suspended, invalid): only the operator can help. Said loudly."""
 
     outcome = "plan_refused"
 
@@ -82,7 +82,7 @@ class ConsentLost(SourceError):
 
 
 class OwnerMustAct(SourceError):
-    """Ask once a day: the owner has something to put right that is not consent (virtual key, subscription)."""
+    """Ask once a day: the owner has to put right something other than consent (virtual key, subscription)."""
 
     outcome = "owner_must_act"
 

@@ -44,7 +44,15 @@ class Trouble:
 
 
 UNREACHABLE = frozenset(
-    {"unreachable", "unreadable", "application_refused", "plan_refused", "owner_must_act", "not_capable"}
+    {
+        "failed",
+        "unreachable",
+        "unreadable",
+        "application_refused",
+        "plan_refused",
+        "owner_must_act",
+        "not_capable",
+    }
 )
 """Outcomes after which a value that is no longer fresh is ``offline`` rather than ``stale``."""
 
@@ -113,7 +121,7 @@ class Fleet:
     def put(self, car: Car) -> None:
         """Add a car, or replace what was known of it."""
         known = self._cars.get(car.id)
-        if known is not None and known.slug != car.slug:
+        if known is not None and known.slug != car.slug and self._ids.get(known.slug) == car.id:
             del self._ids[known.slug]
         self._cars[car.id] = car
         self._ids[car.slug] = car.id

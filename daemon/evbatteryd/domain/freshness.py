@@ -23,11 +23,14 @@ def fresh_until(profile: BrandProfile, state: BatteryState, activity: Activity) 
 
     An active car owes us a measurement every ``reports``, so there the measurement's own age counts. A
     parked car owes none; there it counts when we last made sure, and that the car has not been silent for
-    longer than a healthy one is.
+    longer than a healthy one is. A car last heard of charging is no parked one, though nobody expects it to
+    go on: its SoC is not what it was.
     """
     measured, fetched = state.measured_at, state.fetched_at
     if measured is None or fetched is None:
         return None
+    if activity is Activity.PARKED and state.charging:
+        activity = Activity.CHARGING
     if activity is Activity.PARKED:
         return min(measured + profile.silence, fetched + 2 * profile.interval(Activity.PARKED)) + GRACE
     return measured + 2 * max(profile.reports, profile.interval(activity)) + GRACE

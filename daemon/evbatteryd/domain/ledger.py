@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -70,7 +71,7 @@ class Share:
     renews_at: datetime
     """When the period turns."""
     application_interval: timedelta
-    """How far apart this car's calls are if every car of the application gets the same share of the bucket."""
+    """How far apart this car's calls are if all cars of the application share its bucket equally."""
 
     def interval(self, calls_per_poll: int, now: datetime) -> timedelta:
         """The pace at which the calls left last until the period turns. At most until the period turns."""
@@ -78,6 +79,10 @@ class Share:
         polls = self.calls_left // max(calls_per_poll, 1)
         plan = left if polls <= 0 else left / polls
         return max(plan, self.application_interval * max(calls_per_poll, 1))
+
+
+_ROUNDING = 1e-9
+"""Of a token: what adding up fractions may lose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,8 @@ class Bucket:
         return Bucket(self.level - tokens, self.at)
 
     def wait(self, budget: Budget, tokens: float = 1.0) -> timedelta:
-        """How long until ``tokens`` are there."""
+        """How long until ``tokens`` are there, rounded up: whoever waited that long need not wait again."""
         missing = tokens - self.level
-        return timedelta() if missing <= 0 else timedelta(minutes=missing / budget.refill_per_minute)
+        if missing <= _ROUNDING:
+            return timedelta()
+        return timedelta(microseconds=math.ceil(missing / budget.refill_per_minute * 60_000_000))

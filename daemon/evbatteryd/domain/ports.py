@@ -99,7 +99,7 @@ class Reservation:
     """The application's bucket after this request."""
     at: datetime
     due: datetime | None = None
-    """If given, the vehicle's schedule falls due then should the answer never be noted: no burst after a crash."""
+    """If given, the vehicle falls due then should the answer never be noted: no burst after a crash."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,8 +127,9 @@ class BatteryState:
         return None if found is None else found.value
 
     def number(self, signal: Signal) -> float | None:
+        """The value of a signal that is a number; None for the others."""
         value = self.value(signal)
-        return float(value) if isinstance(value, int | float) else None
+        return None if value is None or isinstance(value, bool | str) else float(value)
 
     @property
     def soc_percent(self) -> float | None:
@@ -148,11 +149,17 @@ class BatteryState:
 
     @property
     def charging(self) -> bool | None:
-        """Charging or not, by whichever of its two signals is newer."""
+        """Charging or not, by whichever of its two signals is newer; a cable pulled since then ends it."""
         flag, detailed = self.signals.get(Signal.CHARGING), self.signals.get(Signal.CHARGE_STATE)
         if flag is not None and (detailed is None or not _later(detailed, flag)):
-            return bool(flag.value)
-        return None if detailed is None else detailed.value is ChargeState.CHARGING
+            newest, charging = flag, bool(flag.value)
+        elif detailed is not None:
+            newest, charging = detailed, detailed.value is ChargeState.CHARGING
+        else:
+            return None
+        cable = self.signals.get(Signal.PLUGGED_IN)
+        pulled = cable is not None and not cable.value and _later(cable, newest)
+        return charging and not pulled
 
     @property
     def charge_state(self) -> ChargeState | None:
@@ -185,21 +192,19 @@ def merge(state: BatteryState, measurements: Iterable[Measurement]) -> tuple[Bat
     News is a value or a time of the car that was not known before. A measurement that only confirms
     what is known moves ``fetched_at`` and is no news.
     """
-    signals: dict[Signal, Measurement] | None = None
-    news: set[Signal] = set()
+    heard: dict[Signal, Measurement] = {}
     for new in measurements:
-        known = (signals or state.signals).get(new.signal)
-        if known is not None and not new.supersedes(known):
-            continue
-        if signals is None:
-            signals = dict(state.signals)
-        signals[new.signal] = new
-        before = state.signals.get(new.signal)
-        if before is None or (before.value, before.measured_at) != (new.value, new.measured_at):
-            news.add(new.signal)
-    if signals is None:
+        known = heard.get(new.signal) or state.signals.get(new.signal)
+        if known is None or new.supersedes(known):
+            heard[new.signal] = new
+    if not heard:
         return state, frozenset()
-    return BatteryState(signals), frozenset(news)
+    news = frozenset(signal for signal, new in heard.items() if _is_news(new, state.signals.get(signal)))
+    return BatteryState({**state.signals, **heard}), news
+
+
+def _is_news(new: Measurement, known: Measurement | None) -> bool:
+    return known is None or (new.value, new.measured_at) != (known.value, known.measured_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,9 @@ VehicleId = NewType("VehicleId", int)
 
 SLUG = re.compile(r"[a-z0-9](?:[a-z0-9_]{0,62}[a-z0-9])?")
 
+RESERVED_SLUGS = frozenset({"bridge"})
+"""Topic levels of the daemon itself: a car of that name would write over ``evbatteryd/bridge/state``."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consent:
@@ -63,7 +66,7 @@ def slug_for(words: str, taken: Container[str]) -> str:
     """
     ascii_only = unicodedata.normalize("NFKD", words).encode("ascii", "ignore").decode()
     stem = re.sub(r"[^a-z0-9]+", "_", ascii_only.lower()).strip("_")[:48].rstrip("_") or "car"
-    if stem not in taken:
+    if stem not in taken and stem not in RESERVED_SLUGS:
         return stem
     number = 2
     while f"{stem}_{number}" in taken:

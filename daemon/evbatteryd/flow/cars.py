@@ -1,0 +1,163 @@
+"""The only writer of the fleet: commits first, then changes what is in memory, then tells everyone.
+
+Whoever changes a car gives a function from the car as it stands to the car as it shall be; changes of one
+car happen one after the other, so a consent that is withdrawn while an answer arrives loses neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+from structlog.typing import FilteringBoundLogger
+
+from evbatteryd.domain.cadence import first_poll, resumed
+from evbatteryd.domain.errors import StoreError
+from evbatteryd.domain.fleet import Car, Fleet, Schedule
+from evbatteryd.domain.ports import Clock, Polled, Store
+from evbatteryd.domain.reading import Reading
+from evbatteryd.domain.vehicle import Consent, VehicleId, slug_for
+from evbatteryd.flow.timer import CohortTimer
+
+STORE_PAUSE = timedelta(seconds=5)
+_T = TypeVar("_T")
+
+
+class Listener(Protocol):
+    """Hears of every change of a car after it is committed. ``reading``: there is a new one."""
+
+    def __call__(self, car: Car, reading: Reading | None) -> None: ...
+
+
+class Cars:
+    """Changes to cars: durable, in order per car, then announced."""
+
+    def __init__(
+        self, fleet: Fleet, store: Store, clock: Clock, timer: CohortTimer, log: FilteringBoundLogger
+    ) -> None:
+        self.fleet = fleet
+        self._store = store
+        self._clock = clock
+        self._timer = timer
+        self._log = log
+        self._listeners: list[Listener] = []
+        self._guards: dict[VehicleId, tuple[asyncio.Lock, int]] = {}
+        self._store_failing = False
+
+    def listen(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    async def load(self) -> None:
+        """Everything the store knows, its schedule taken up so that nothing bursts."""
+        now = self._clock.now()
+        for number, car in enumerate(await self._store.cars()):
+            known = car
+            if car.vehicle.brand not in self.fleet.profiles:
+                known = replace(car, vehicle=replace(car.vehicle, brand="unknown"))
+            schedule = known.schedule
+            if schedule.due is not None:
+                profile = self.fleet.profile(known)
+                again = resumed(schedule.due, schedule.reason, profile, known.vehicle.spread, now)
+                known = replace(known, schedule=replace(schedule, due=again.at, reason=again.reason))
+            self.fleet.put(known)
+            self._arm(known)
+            self._announce(known, None)
+            if number % 256 == 255:
+                await asyncio.sleep(0)
+
+    async def enrol(self, consent: Consent, brand: str) -> Car:
+        """A new vehicle, asked within seconds."""
+        words = " ".join(part for part in (consent.make, consent.model) if part)
+        name = " ".join(part for part in (_titled(consent.make), consent.model) if part)
+        now = self._clock.now()
+        first = first_poll(0.5, now)
+        car = await self._kept(
+            lambda: self._store.enrol(
+                consent,
+                slug=slug_for(words, self.fleet.slugs),
+                name=name,
+                brand=brand,
+                schedule=Schedule(due=first.at, reason=first.reason),
+                at=now,
+            )
+        )
+        self._took(car, None)
+        return car
+
+    async def change(self, vehicle_id: VehicleId, change: Callable[[Car], Car]) -> Car:
+        """Commit a change of consent, schedule or trouble."""
+        async with self._alone(vehicle_id):
+            before = self.fleet[vehicle_id]
+            after = change(before)
+            if after != before:
+                await self._kept(lambda: self._store.update(after))
+                self._took(after, None)
+            return after
+
+    async def record(self, vehicle_id: VehicleId, decide: Callable[[Car], Polled | None]) -> Car:
+        """Commit an answer. Held in memory and offered again for as long as the store cannot take it."""
+        async with self._alone(vehicle_id):
+            polled = decide(self.fleet[vehicle_id])
+            if polled is None:
+                return self.fleet[vehicle_id]
+            car, reading = await self._kept(lambda: self._store.record(polled))
+            self._took(car, reading)
+            return car
+
+    def announce(self, car: Car) -> None:
+        """Something about the car changed that needs no commit: its freshness ran out."""
+        self._announce(car, None)
+
+    async def _kept(self, write: Callable[[], Awaitable[_T]]) -> _T:
+        """What ``write`` commits, however long the disk stays full. Said once when it begins and ends."""
+        while True:
+            try:
+                done = await write()
+            except StoreError as error:
+                if not self._store_failing:
+                    self._store_failing = True
+                    self._log.error("store.failing", error=str(error))
+                await asyncio.sleep(max(self._clock.real(STORE_PAUSE), 0.2))
+                continue
+            if self._store_failing:
+                self._store_failing = False
+                self._log.info("store.recovered")
+            return done
+
+    def _took(self, car: Car, reading: Reading | None) -> None:
+        known = self.fleet.get(car.id)
+        if known is not None and known.vehicle.brand != car.vehicle.brand:
+            self._timer.arm(car.id, known.vehicle.brand, None)
+        self.fleet.put(car)
+        self._arm(car)
+        self._announce(car, reading)
+
+    def _arm(self, car: Car) -> None:
+        self._timer.arm(car.id, car.vehicle.brand, car.schedule.due if car.consented else None)
+
+    def _announce(self, car: Car, reading: Reading | None) -> None:
+        for listener in self._listeners:
+            listener(car, reading)
+
+    @asynccontextmanager
+    async def _alone(self, vehicle_id: VehicleId) -> AsyncIterator[None]:
+        lock, users = self._guards.get(vehicle_id, (asyncio.Lock(), 0))
+        self._guards[vehicle_id] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._guards[vehicle_id]
+            if users == 1:
+                del self._guards[vehicle_id]
+            else:
+                self._guards[vehicle_id] = (lock, users - 1)
+
+
+def _titled(make: str) -> str:
+    """``LAND ROVER`` as people write it; short makes (BMW, MG, DS, RAM, GMC, BYD) stay as they are."""
+    return make if len(make) <= 3 else make.title()

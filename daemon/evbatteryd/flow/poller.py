@@ -1,0 +1,311 @@
+"""Due cars become answers, answers become readings: asked in parallel, by worth, one at a time per car."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from structlog.typing import FilteringBoundLogger
+
+from evbatteryd.domain.cadence import Answered, Facts, Failed, Outcome, activity, next_poll
+from evbatteryd.domain.errors import (
+    ApplicationRateLimited,
+    BudgetSpent,
+    SourceError,
+    StoreError,
+    Unreadable,
+)
+from evbatteryd.domain.fleet import Car, Trouble
+from evbatteryd.domain.plausibility import plausible
+from evbatteryd.domain.ports import Clock, Polled, Source, Tally
+from evbatteryd.domain.reading import Observation, Rejected, Signal, merge
+from evbatteryd.domain.vehicle import VehicleId
+from evbatteryd.flow.cars import Cars
+from evbatteryd.flow.purse import Purse, PurseTicket
+from evbatteryd.flow.timer import CohortTimer
+from evbatteryd.flow.waiting import Kind, WaitingRoom
+
+APPLICATION_PAUSE = timedelta(minutes=1)
+"""How long an application waits that is rate limited without being told for how long."""
+STORE_PAUSE = timedelta(seconds=30)
+"""When a car is tried again for which no call could be noted down."""
+
+
+@dataclass(slots=True)
+class _Application:
+    """What the poller keeps of one Smartcar application."""
+
+    source: Source
+    purse: Purse
+    room: WaitingRoom = field(default_factory=WaitingRoom)
+    someone_waits: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Poller:
+    """Takes cars as they fall due, asks their source, and commits what it says.
+
+    At most ``max_in_flight`` requests are under way, at most half of them for one brand: a brand whose cloud
+    hangs for five minutes delays nobody else. ``redact`` cleans what an unreadable answer is kept as.
+    """
+
+    def __init__(
+        self,
+        cars: Cars,
+        clock: Clock,
+        timer: CohortTimer,
+        tally: Tally,
+        log: FilteringBoundLogger,
+        *,
+        applications: Mapping[str, tuple[Source, Purse]],
+        max_in_flight: int,
+        redact: Callable[[str], str],
+        on_bug: Callable[[BaseException], None],
+    ) -> None:
+        self._cars = cars
+        self._fleet = cars.fleet
+        self._clock = clock
+        self._timer = timer
+        self._tally = tally
+        self._log = log
+        self._applications = {name: _Application(*parts) for name, parts in applications.items()}
+        self._slots = asyncio.Semaphore(max_in_flight)
+        self._most_per_brand = max(1, max_in_flight // 2)
+        self._redact = redact
+        self._on_bug = on_bug
+        self._polls: dict[VehicleId, asyncio.Task[None]] = {}
+        self._settling: set[VehicleId] = set()
+        self._brands: Counter[str] = Counter()
+        self._freed = asyncio.Event()
+        self._said: dict[VehicleId, frozenset[tuple[Signal, str]]] = {}
+
+    def due(self, vehicle_id: VehicleId) -> None:
+        """The car's bell rang."""
+        car = self._fleet.get(vehicle_id)
+        if car is None or not car.consented or car.schedule.due is None or vehicle_id in self._polls:
+            return
+        application = self._applications.get(car.vehicle.consent.application)
+        if application is not None:
+            kind = (car.vehicle.brand, car.schedule.activity)
+            application.room.enter(vehicle_id, kind, car.schedule.due)
+            application.someone_waits.set()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._polls)
+
+    @property
+    def waiting(self) -> int:
+        return sum(len(application.room) for application in self._applications.values())
+
+    async def run(self) -> None:
+        """Until cancelled. Polls under way go on then: see :meth:`drain`."""
+        async with asyncio.TaskGroup() as dispatchers:
+            for name, application in self._applications.items():
+                dispatchers.create_task(self._dispatch(application), name=f"dispatch {name}")
+
+    async def drain(self, grace: float) -> None:
+        """Let answers under way arrive for ``grace`` real seconds, then give up those that have not.
+
+        What is given up was noted as spent and falls due again on its own.
+        """
+        polls = list(self._polls.values())
+        if polls:
+            await asyncio.wait(polls, timeout=grace)
+        for vehicle_id, poll in list(self._polls.items()):
+            if vehicle_id not in self._settling:
+                poll.cancel()
+        if self._polls:
+            await asyncio.wait(list(self._polls.values()), timeout=grace)
+
+    async def _dispatch(self, application: _Application) -> None:
+        room, purse = application.room, application.purse
+        while True:
+            await application.someone_waits.wait()
+            await self._slots.acquire()
+            try:
+                await purse.token()
+            except BaseException:
+                self._slots.release()
+                raise
+            vehicle_id = room.take(self._clock.now(), self._interval, self._admits)
+            if vehicle_id is not None:
+                self._begin(vehicle_id, purse, application.source)
+                continue
+            purse.give_back()
+            self._slots.release()
+            if len(room):  # all of them of brands that have enough requests under way
+                self._freed.clear()
+                await self._freed.wait()
+            else:
+                application.someone_waits.clear()
+
+    def _interval(self, kind: Kind) -> timedelta:
+        return self._fleet.profiles[kind[0]].interval(kind[1])
+
+    def _admits(self, brand: str) -> bool:
+        return self._brands[brand] < self._most_per_brand
+
+    def _begin(self, vehicle_id: VehicleId, purse: Purse, source: Source) -> None:
+        car = self._fleet[vehicle_id]
+        now = self._clock.now()
+        self._tally.lag(now - (car.schedule.due or now))
+        self._brands[car.vehicle.brand] += 1
+        floor = now + self._fleet.profile(car).floor
+        ticket = purse.ticket(vehicle_id, prepaid=True, due=floor)
+        poll = asyncio.create_task(self._poll(car, purse, source, ticket), name=f"poll {car.slug}")
+        self._polls[vehicle_id] = poll
+        poll.add_done_callback(lambda done: self._ended(car, done))
+
+    def _ended(self, car: Car, poll: asyncio.Task[None]) -> None:
+        del self._polls[car.id]
+        self._settling.discard(car.id)
+        self._brands[car.vehicle.brand] -= 1
+        self._slots.release()
+        self._freed.set()
+        if not poll.cancelled() and (bug := poll.exception()) is not None:
+            self._on_bug(bug)
+
+    async def _poll(self, car: Car, purse: Purse, source: Source, ticket: PurseTicket) -> None:
+        profile = self._fleet.profile(car)
+        began = self._clock.now()
+        answer: Observation | SourceError
+        try:
+            answer = await source.fetch(car.vehicle, profile, ticket)
+        except SourceError as error:
+            answer = error
+        except StoreError as error:
+            self._log.error("poll.not_noted", vehicle=car.slug, error=str(error))
+            self._timer.arm(car.id, car.vehicle.brand, self._clock.now() + STORE_PAUSE)
+            return
+        except Exception as bug:
+            # Whatever one car's answer does to us, every other car goes on.
+            self._log.exception("poll.bug", vehicle=car.slug)
+            answer = Unreadable("BUG", f"evbatteryd failed on the answer ({type(bug).__name__})")
+        self._settling.add(car.id)
+        now = self._clock.now()
+        await self._mind_application(car, purse, answer)
+        await ticket.settle()
+        rejected: tuple[Rejected, ...] = ()
+
+        def decide(current: Car) -> Polled | None:
+            nonlocal rejected
+            polled = self._decide(current, answer, purse, max(ticket.calls, 1), began, now)
+            rejected = polled.rejected if polled is not None else ()
+            return polled
+
+        settled = await self._cars.record(car.id, decide)
+        self._tally.polled(car.vehicle.consent.make, settled.schedule.outcome, now - began)
+        self._report(car, settled)
+        self._report_rejected(settled, rejected)
+
+    async def _mind_application(self, car: Car, purse: Purse, answer: Observation | SourceError) -> None:
+        """What an answer means for more than its car."""
+        match answer:
+            case ApplicationRateLimited(retry_after=pause):
+                pause = pause or APPLICATION_PAUSE
+                purse.close(pause)
+                self._log.warning(
+                    "application.rate_limited", application=purse.application, wait_s=pause.total_seconds()
+                )
+            case BudgetSpent(code=code) if code != "BUDGET":
+                await purse.exhausted(car.id)
+
+    def _decide(
+        self,
+        car: Car,
+        answer: Observation | SourceError,
+        purse: Purse,
+        calls: int,
+        began: datetime,
+        now: datetime,
+    ) -> Polled | None:
+        """The car after this answer: pure but for the purse's share. None if it was withdrawn meanwhile."""
+        if car.vehicle.withdrawn_at is not None:
+            return None
+        profile = self._fleet.profile(car)
+        schedule, state, trouble = car.schedule, car.state, None
+        rejected: tuple[Rejected, ...] = ()
+        excerpt: str | None = None
+        outcome: Outcome
+        if isinstance(answer, SourceError):
+            outcome = Failed(answer, schedule.failures + 1)
+            schedule = replace(schedule, failures=outcome.in_a_row)
+            trouble = _trouble(car.trouble, answer, now)
+            if isinstance(answer, Unreadable) and answer.excerpt:
+                excerpt = self._redact(answer.excerpt)
+        else:
+            checked = plausible(answer, state, now)
+            rejected = checked.rejected
+            state, news = merge(state, checked.measurements)
+            outcome = Answered(news)
+            schedule = replace(
+                schedule,
+                answered_at=now,
+                failures=0,
+                calls_per_poll=calls,
+                activity=activity(car.state, state, profile, now),
+            )
+        decision = next_poll(
+            Facts(
+                profile=profile,
+                outcome=outcome,
+                activity=schedule.activity,
+                share=purse.share(car.id),
+                calls_per_poll=schedule.calls_per_poll,
+                spread=car.vehicle.spread,
+            ),
+            now,
+        )
+        schedule = replace(
+            schedule, due=decision.at, reason=decision.reason, polled_at=began, outcome=outcome.label
+        )
+        return Polled(
+            car=replace(car, state=state, schedule=schedule, trouble=trouble),
+            news=isinstance(outcome, Answered) and bool(outcome.news),
+            at=now,
+            rejected=rejected,
+            excerpt=excerpt,
+        )
+
+    def _report(self, before: Car, after: Car) -> None:
+        """One line when something changed; nothing when it happened again."""
+        log = self._log.bind(vehicle=after.slug, make=after.vehicle.consent.make)
+        was, now = before.trouble, after.trouble
+        if now is not None and (was is None or was.code != now.code):
+            asleep = now.outcome in {"asleep", "nothing_yet"}
+            say = log.info if asleep else log.warning
+            say(
+                "poll.asleep" if asleep else "poll.failing",
+                outcome=now.outcome,
+                code=now.code,
+                detail=now.detail,
+                next=after.schedule.reason,
+            )
+        elif was is not None and now is None:
+            log.info("poll.recovered", after=was.outcome, since=was.since.isoformat())
+        elif after.reading_id is not None and before.reading_id is None:
+            log.info("vehicle.first_reading", soc=after.state.soc_percent, next=after.schedule.reason)
+
+    def _report_rejected(self, car: Car, rejected: tuple[Rejected, ...]) -> None:
+        for value in rejected:
+            self._tally.rejected(car.vehicle.consent.make, value.signal)
+        reasons = frozenset((value.signal, value.reason) for value in rejected)
+        if reasons - self._said.get(car.id, frozenset()):
+            self._log.warning(
+                "reading.rejected",
+                vehicle=car.slug,
+                values=[{"signal": v.signal, "raw": v.raw, "reason": v.reason} for v in rejected],
+            )
+        if reasons:
+            self._said[car.id] = reasons
+        else:
+            self._said.pop(car.id, None)
+
+
+def _trouble(before: Trouble | None, error: SourceError, now: datetime) -> Trouble:
+    """The same trouble as before goes on since then; another one begins now."""
+    since = before.since if before is not None and before.outcome == error.outcome else now
+    return Trouble(error.outcome, error.code, error.detail, since)

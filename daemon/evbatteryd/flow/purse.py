@@ -1,0 +1,205 @@
+"""One application's calls: its bucket, its plan, and the durable note of each call before it is sent."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from evbatteryd.domain.errors import BudgetSpent
+from evbatteryd.domain.fleet import Fleet
+from evbatteryd.domain.ledger import Bucket, Budget, Share, Window, window
+from evbatteryd.domain.ports import Clock, Reservation, Store, Tally
+from evbatteryd.domain.vehicle import VehicleId
+
+SPARE = 1.0
+"""Tokens never spent. Smartcar's bucket refills from when a request arrives there, ours from when it left."""
+
+
+class Purse:
+    """The only way to a request: nobody asks Smartcar without a ticket of the application's purse."""
+
+    def __init__(
+        self, application: str, budget: Budget, fleet: Fleet, store: Store, clock: Clock, tally: Tally
+    ) -> None:
+        self.application = application
+        self.budget = budget
+        self._fleet = fleet
+        self._store = store
+        self._clock = clock
+        self._tally = tally
+        self._window: Window | None = None
+        self._spent: dict[VehicleId, int] = {}
+        self._total = 0
+        self._bucket = Bucket(float(budget.bucket), clock.now())
+        self._closed_until: datetime | None = None
+        self.cars = 0
+        """Cars of the application that are asked at all: kept by whoever enrols and withdraws them."""
+
+    async def open(self) -> None:
+        """Take up what the store knows: calls of this period, and the bucket as it was left."""
+        now = self._clock.now()
+        period = window(self.budget, now)
+        account = await self._store.account(self.application, period.start)
+        self._window = period
+        self._spent = dict(account.spent)
+        self._total = sum(self._spent.values())
+        if account.bucket is not None:
+            # A bucket noted in the future (the clock was set back) counts as noted now.
+            level = min(account.bucket.level, float(self.budget.bucket))
+            self._bucket = Bucket(level, min(account.bucket.at, now))
+        self._say()
+
+    def ticket(
+        self, vehicle_id: VehicleId | None, *, prepaid: bool = False, due: datetime | None = None
+    ) -> PurseTicket:
+        """Leave to ask for this car (None: for the application itself). ``prepaid``: a token is in hand."""
+        return PurseTicket(self, vehicle_id, prepaid, due)
+
+    async def token(self) -> None:
+        """Take one token of the bucket, waiting until there is one."""
+        while True:
+            now = self._clock.now()
+            wait = timedelta()
+            if self._closed_until is not None and now < self._closed_until:
+                wait = self._closed_until - now
+            else:
+                self._bucket = self._bucket.now(self.budget, now)
+                wait = self._bucket.wait(self.budget, 1.0 + min(SPARE, self.budget.bucket - 1.0))
+                if not wait:
+                    self._bucket = self._bucket.take()
+                    return
+            await self._clock.sleep(wait + timedelta(milliseconds=1))
+
+    def give_back(self) -> None:
+        """A token that was taken and is not needed after all."""
+        self._bucket = self._bucket.take(-1.0)
+
+    def close(self, span: timedelta) -> None:
+        """Smartcar says the application's bucket is empty: nobody asks for ``span``, and the bucket is."""
+        now = self._clock.now()
+        until = now + span
+        if self._closed_until is None or until > self._closed_until:
+            self._closed_until = until
+        self._bucket = Bucket(min(self._bucket.level, 0.0), now)
+
+    @property
+    def closed_until(self) -> datetime | None:
+        return self._closed_until
+
+    def share(self, vehicle_id: VehicleId | None) -> Share:
+        """What this car may have, now."""
+        period = self._turn(self._clock.now())
+        cars = max(self.cars, 1)
+        if self.budget.pooled:
+            left = max(self.budget.calls_per_vehicle * cars - self._total, 0) // cars
+        else:
+            spent = self._spent.get(vehicle_id, 0) if vehicle_id is not None else 0
+            left = max(self.budget.calls_per_vehicle - spent, 0)
+        return Share(
+            calls_left=left,
+            renews_at=period.end,
+            application_interval=timedelta(minutes=cars / self.budget.refill_per_minute),
+        )
+
+    async def exhausted(self, vehicle_id: VehicleId) -> None:
+        """Smartcar says the calls are used up, whatever we counted: believe it until the period turns."""
+        missing = self._left(vehicle_id)
+        if missing > 0:
+            period = self._turn(self._clock.now())
+            self._note(vehicle_id, missing)
+            await self._store.correct(
+                self.application, vehicle_id, period.start, self._spent.get(vehicle_id, 0)
+            )
+
+    async def spend(self, vehicle_id: VehicleId | None, *, prepaid: bool, due: datetime | None) -> None:
+        if vehicle_id is not None and self._left(vehicle_id) < 1:
+            if prepaid:
+                self.give_back()
+            raise BudgetSpent("BUDGET", "the calls that the configured budget allows are used up")
+        if not prepaid:
+            await self.token()
+        await self._reserve(vehicle_id, due)
+
+    async def _reserve(self, vehicle_id: VehicleId | None, due: datetime | None) -> None:
+        now = self._clock.now()
+        period = self._turn(now)
+        # Counted in memory first: two tickets at once must not both find the last call.
+        self._note(vehicle_id, 1)
+        await self._store.reserve(
+            Reservation(
+                application=self.application,
+                vehicle_id=vehicle_id,
+                window_start=period.start,
+                bucket=self._bucket,
+                at=now,
+                due=due,
+            )
+        )
+        self._tally.called(self.application)
+
+    async def resent(self, vehicle_id: VehicleId | None) -> None:
+        """One request more was sent than was asked for: spend it after the fact."""
+        self._bucket = self._bucket.take()
+        await self._reserve(vehicle_id, None)
+
+    def _left(self, vehicle_id: VehicleId) -> int:
+        self._turn(self._clock.now())
+        if self.budget.pooled:
+            return self.budget.calls_per_vehicle * max(self.cars, 1) - self._total
+        return self.budget.calls_per_vehicle - self._spent.get(vehicle_id, 0)
+
+    def _turn(self, now: datetime) -> Window:
+        """The present period; in a new one nothing is spent yet."""
+        if self._window is None or not self._window.start <= now < self._window.end:
+            self._window = window(self.budget, now)
+            self._spent.clear()
+            self._total = 0
+            self._say()
+        return self._window
+
+    def _note(self, vehicle_id: VehicleId | None, calls: int) -> None:
+        if vehicle_id is not None:
+            self._spent[vehicle_id] = self._spent.get(vehicle_id, 0) + calls
+            self._total += calls
+        self._say()
+
+    def _say(self) -> None:
+        self._tally.budget(
+            self.application, max(self.budget.calls_per_vehicle * max(self.cars, 1) - self._total, 0)
+        )
+        self._tally.bucket(self.application, max(self._bucket.level, 0.0))
+
+
+class PurseTicket:
+    """A :class:`~evbatteryd.domain.ports.Ticket`: counts what one poll costs."""
+
+    def __init__(
+        self, purse: Purse, vehicle_id: VehicleId | None, prepaid: bool, due: datetime | None
+    ) -> None:
+        self._purse = purse
+        self._vehicle_id = vehicle_id
+        self._prepaid = prepaid
+        self._due = due
+        self._owed = 0
+        self.calls = 0
+
+    async def spend(self) -> None:
+        while self._owed:
+            self._owed -= 1
+            await self._purse.resent(self._vehicle_id)
+        prepaid, self._prepaid = self._prepaid, False
+        due, self._due = self._due, None
+        await self._purse.spend(self._vehicle_id, prepaid=prepaid, due=due)
+        self.calls += 1
+
+    def resent(self) -> None:
+        self._owed += 1
+        self.calls += 1
+
+    async def settle(self) -> None:
+        """Give back what was not used, pay what was sent besides."""
+        if self._prepaid:
+            self._prepaid = False
+            self._purse.give_back()
+        while self._owed:
+            self._owed -= 1
+            await self._purse.resent(self._vehicle_id)

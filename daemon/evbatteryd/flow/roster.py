@@ -1,0 +1,159 @@
+"""Who consents: reads the applications' connections again and again, so that cars come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+
+from structlog.typing import FilteringBoundLogger
+
+from evbatteryd.domain.cadence import first_poll
+from evbatteryd.domain.errors import ApplicationRateLimited, SourceError, StoreError
+from evbatteryd.domain.fleet import Car, Fleet
+from evbatteryd.domain.ports import Clock, Source
+from evbatteryd.domain.vehicle import Consent
+from evbatteryd.flow.cars import Cars
+from evbatteryd.flow.purse import Purse
+
+SHORTEST_RETRY = timedelta(seconds=30)
+
+
+class Roster:
+    """One application's list of consents, kept in step with our cars."""
+
+    def __init__(
+        self,
+        application: str,
+        source: Source,
+        purse: Purse,
+        cars: Cars,
+        clock: Clock,
+        log: FilteringBoundLogger,
+        *,
+        every: timedelta,
+        brand_of: Callable[[str], str],
+    ) -> None:
+        self._application = application
+        self._source = source
+        self._purse = purse
+        self._cars = cars
+        self._fleet: Fleet = cars.fleet
+        self._clock = clock
+        self._log = log.bind(application=application)
+        self._every = every
+        self._brand_of = brand_of
+        self._failing = 0
+        self._again = asyncio.Event()
+
+    def count(self) -> int:
+        """Cars of this application that are asked at all; tells the purse."""
+        self._purse.cars = sum(1 for car in self._mine().values() if car.consented)
+        return self._purse.cars
+
+    async def run(self) -> None:
+        """Keep in step for ever."""
+        self.count()
+        while True:
+            pause = await self._sync()
+            self._again.clear()
+            waiting = asyncio.ensure_future(self._again.wait())
+            sleeping = asyncio.ensure_future(self._clock.sleep(pause))
+            try:
+                await asyncio.wait((waiting, sleeping), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiting.cancel()
+                sleeping.cancel()
+
+    def sync_soon(self) -> None:
+        """Somebody says that a consent came or went."""
+        self._again.set()
+
+    async def _sync(self) -> timedelta:
+        """Read the list once; return how long to wait before the next time."""
+        try:
+            await self.sync()
+        except (SourceError, StoreError) as error:
+            self._failing += 1
+            if self._failing == 1:
+                code = error.code if isinstance(error, SourceError) else "STORE"
+                detail = error.detail if isinstance(error, SourceError) else str(error)
+                self._log.warning("consents.unreadable", code=code, detail=detail)
+            if isinstance(error, ApplicationRateLimited):
+                self._purse.close(error.retry_after or timedelta(minutes=1))
+            doubled: timedelta = SHORTEST_RETRY * 2 ** min(self._failing - 1, 10)
+            return min(doubled, self._every)
+        if self._failing:
+            self._failing = 0
+            self._log.info("consents.readable")
+        return self._every
+
+    async def sync(self) -> None:
+        """Enrol who is new, revive who consented anew, let go who is gone.
+
+        A car is gone only when a complete list lacks it and a question for it alone is answered with none:
+        the list may shift between two of its pages.
+        """
+        mine = self._mine()
+        seen: set[str] = set()
+        ticket = self._purse.ticket(None)
+        async for consent in self._source.consents(ticket):
+            seen.add(consent.vehicle_ref)
+            known = mine.get(consent.vehicle_ref)
+            if known is None:
+                await self._enrol(consent)
+            else:
+                await self._renew(known, consent)
+        for ref, car in mine.items():
+            if ref not in seen and car.vehicle.withdrawn_at is None:
+                ticket = self._purse.ticket(None)
+                if not await self._source.consent_stands(car.vehicle.consent, ticket):
+                    await self._withdraw(car)
+        self.count()
+
+    def _mine(self) -> Mapping[str, Car]:
+        return {
+            car.vehicle.consent.vehicle_ref: car
+            for car in self._fleet
+            if car.vehicle.consent.application == self._application
+        }
+
+    async def _enrol(self, consent: Consent) -> None:
+        brand = self._brand_of(consent.make)
+        car = await self._cars.enrol(consent, brand)
+        self._purse.cars += 1
+        self._log.info("vehicle.enrolled", vehicle=car.slug, make=consent.make, brand=brand)
+
+    async def _renew(self, car: Car, consent: Consent) -> None:
+        if car.vehicle.consent == consent and car.vehicle.withdrawn_at is None:
+            return
+        anew = car.vehicle.withdrawn_at is not None or (
+            car.vehicle.consent.connection_id != consent.connection_id
+            or car.vehicle.consent.permissions != consent.permissions
+        )
+        brand = self._brand_of(consent.make)
+
+        def renewed(now_car: Car) -> Car:
+            vehicle = replace(now_car.vehicle, consent=consent, brand=brand, withdrawn_at=None)
+            if not anew:
+                return replace(now_car, vehicle=vehicle)
+            first = first_poll(now_car.vehicle.spread, self._clock.now())
+            schedule = replace(
+                now_car.schedule, due=first.at, reason="consented anew: first reading", failures=0
+            )
+            return replace(now_car, vehicle=vehicle, schedule=schedule, trouble=None)
+
+        await self._cars.change(car.id, renewed)
+        if anew:
+            self._log.info("vehicle.consented_anew", vehicle=car.slug)
+
+    async def _withdraw(self, car: Car) -> None:
+        def withdrawn(now_car: Car) -> Car:
+            now = self._clock.now()
+            vehicle = replace(now_car.vehicle, withdrawn_at=now)
+            schedule = replace(now_car.schedule, due=None, reason="the consent was withdrawn")
+            return replace(now_car, vehicle=vehicle, schedule=schedule)
+
+        await self._cars.change(car.id, withdrawn)
+        self._log.warning("vehicle.withdrawn", vehicle=car.slug)

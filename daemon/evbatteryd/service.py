@@ -1,0 +1,344 @@
+"""The composition root: builds every part, wires them, supervises them, and shuts them down in order.
+
+An expected failure is handled where it happens. What reaches this place is a bug: it ends the process with
+its traceback, and systemd starts it anew; nothing is lost, because everything was committed first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
+
+from evbatteryd import __version__
+from evbatteryd.brands import brand_of
+from evbatteryd.domain.errors import StoreError
+from evbatteryd.domain.fleet import Car, Fleet
+from evbatteryd.domain.ports import Clock, Source
+from evbatteryd.domain.reading import Reading
+from evbatteryd.flow.cars import Cars
+from evbatteryd.flow.delivery import Delivery
+from evbatteryd.flow.poller import Poller
+from evbatteryd.flow.purse import Purse
+from evbatteryd.flow.roster import Roster
+from evbatteryd.flow.timer import CohortTimer
+from evbatteryd.flow.watch import FreshnessWatch
+from evbatteryd.logs import redact_text, redactor
+from evbatteryd.sdnotify import Notifier
+from evbatteryd.settings import MqttSettings, Settings, SmartcarSettings
+from evbatteryd.sinks.mqtt import MqttOptions, MqttSink
+from evbatteryd.sinks.prometheus import Exposition, Metrics
+from evbatteryd.sources import SOURCES
+from evbatteryd.sources.smartcar import SmartcarOptions, open_http
+from evbatteryd.store.sqlite import open_store
+from evbatteryd.web.app import Health, make_app, serving
+
+DRAIN = 3.0
+"""Real seconds that answers under way, and then readings not yet taken, get at shutdown."""
+HEARTBEAT = timedelta(seconds=5)
+STUCK = 30.0
+"""Real seconds without a heartbeat after which we are not healthy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a caller in the same process may look at."""
+
+    fleet: Fleet
+    clock: Clock
+    url: str
+    poller: Poller
+    mqtt: MqttSink | None
+    delivery: Delivery | None
+
+
+async def serve(
+    settings: Settings,
+    clock: Clock,
+    stop: asyncio.Event,
+    log: FilteringBoundLogger,
+    *,
+    notifier: Notifier | None = None,
+    on_ready: Callable[[Running], None] = lambda _: None,
+) -> None:
+    """Run until ``stop`` is set. Raises StoreError or OSError if it cannot begin, anything else is a bug."""
+    async with AsyncExitStack() as opened:
+        daemon = await _build(settings, clock, log, opened, notifier or Notifier({}))
+        await daemon.run(stop, on_ready)
+
+
+async def _build(
+    settings: Settings,
+    clock: Clock,
+    log: FilteringBoundLogger,
+    opened: AsyncExitStack,
+    notifier: Notifier,
+) -> _Daemon:
+    store = await opened.enter_async_context(open_store(settings.store.path))
+    http = await opened.enter_async_context(open_http(clock))
+    fleet = Fleet(settings.profiles)
+    metrics = Metrics()
+    bugs: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_bug(bug: BaseException) -> None:
+        if not bugs.done():
+            bugs.set_exception(bug)
+
+    applications: dict[str, tuple[Source, Purse]] = {}
+    rosters: list[Roster] = []
+    timer = CohortTimer(clock, on_bug)
+    cars = Cars(fleet, store, clock, timer, log)
+    for name, application in settings.smartcar.items():
+        purse = Purse(name, application.budget, fleet, store, clock, metrics)
+        source = SOURCES["smartcar"](
+            _smartcar_options(name, application), http, clock, partial(purse.ticket, None), redactor.register
+        )
+        applications[name] = (source, purse)
+        roster = Roster(
+            name,
+            source,
+            purse,
+            cars,
+            clock,
+            log,
+            every=settings.polling.consents_every,
+            brand_of=lambda make: brand_of(make, settings.profiles),
+        )
+        rosters.append(roster)
+    poller = Poller(
+        cars,
+        clock,
+        timer,
+        metrics,
+        log,
+        applications=applications,
+        max_in_flight=settings.polling.max_in_flight,
+        redact=redact_text,
+        on_bug=on_bug,
+    )
+    mqtt = None
+    delivery = None
+    if settings.mqtt is not None:
+        mqtt = MqttSink(_mqtt_options(settings.mqtt), fleet, clock, metrics, log)
+        delivery = Delivery(store, mqtt, clock, metrics, log)
+    return _Daemon(
+        settings=settings,
+        clock=clock,
+        log=log,
+        notifier=notifier,
+        opened=opened,
+        store=store,
+        fleet=fleet,
+        metrics=metrics,
+        timer=timer,
+        cars=cars,
+        purses=[purse for _, purse in applications.values()],
+        rosters=rosters,
+        poller=poller,
+        mqtt=mqtt,
+        delivery=delivery,
+        bugs=bugs,
+    )
+
+
+def _smartcar_options(name: str, settings: SmartcarSettings) -> SmartcarOptions:
+    return SmartcarOptions(
+        application=name,
+        client_id=settings.client_id,
+        client_secret=settings.client_secret.reveal(),
+        iam_origin=settings.origins.iam,
+        vehicle_origin=settings.origins.vehicle,
+        mode=settings.mode,
+    )
+
+
+def _mqtt_options(settings: MqttSettings) -> MqttOptions:
+    return MqttOptions(
+        host=settings.host,
+        port=settings.port,
+        tls=settings.tls,
+        ca_file=settings.ca_file,
+        client_certificate=settings.client_certificate,
+        client_key=settings.client_key,
+        websocket_path=settings.websocket_path,
+        username=settings.username,
+        password=settings.password.reveal() if settings.password is not None else None,
+        client_id=settings.client_id,
+        base_topic=settings.base_topic,
+        protocol=settings.protocol,
+        json_state=settings.json_state,
+        scalars=settings.scalars,
+    )
+
+
+@dataclass(kw_only=True)
+class _Daemon:
+    """The parts, wired; :meth:`run` is their life."""
+
+    settings: Settings
+    clock: Clock
+    log: FilteringBoundLogger
+    notifier: Notifier
+    opened: AsyncExitStack
+    store: Any
+    fleet: Fleet
+    metrics: Metrics
+    timer: CohortTimer
+    cars: Cars
+    purses: list[Purse]
+    rosters: list[Roster]
+    poller: Poller
+    mqtt: MqttSink | None
+    delivery: Delivery | None
+    bugs: asyncio.Future[None]
+    beat: float = 0.0
+    scheduled: bool = False
+
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[Running], None]) -> None:
+        self.beat = time.monotonic()
+        exposition = Exposition(self.metrics, self.fleet, self.clock)
+        app = make_app(
+            self.fleet,
+            self.clock,
+            exposition,
+            Health(ready=self._not_ready, healthy=self._not_healthy),
+            started_at=self.clock.now(),
+        )
+        http = self.settings.http
+        url = await self.opened.enter_async_context(
+            serving(app, host=http.host, port=http.port, unix_path=http.unix_path)
+        )
+        watch = FreshnessWatch(self.fleet, self.clock, self.cars.announce)
+        announcer = app.announcer
+
+        def tell(car: Car, reading: Reading | None) -> None:
+            watch.follow(car)
+            announcer.changed(car)
+            if self.mqtt is not None and self.delivery is not None:
+                if reading is not None:
+                    self.delivery.wake()
+                self.mqtt.touch(car.id)
+
+        self.cars.listen(tell)
+        for purse in self.purses:
+            await purse.open()
+        await self.cars.load()
+        for roster in self.rosters:
+            roster.count()
+        # What lives as long as the process need not be walked by every collection.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 50, 1_000)
+        self.scheduled = True
+
+        async with asyncio.TaskGroup() as outer:  # sinks walk on to the journal's end, within a grace time
+            talking = self._start(outer, self._talkers())
+            async with asyncio.TaskGroup() as inner:  # nobody asks any more
+                asking = self._start(inner, self._askers())
+                self._set_bells(watch, inner)
+                self.timer.start(self.poller.due)
+                self.notifier.ready(self._status())
+                self.log.info("evbatteryd.started", version=__version__, vehicles=len(self.fleet), url=url)
+                on_ready(Running(self.fleet, self.clock, url, self.poller, self.mqtt, self.delivery))
+                await self._until(stop)
+                self.notifier.stopping()
+                self.log.info("evbatteryd.stopping", in_flight=self.poller.in_flight)
+                self.timer.stop()
+                for task in asking:
+                    task.cancel()
+            await self.poller.drain(DRAIN)
+            await self._hand_over()
+            for task in talking:
+                task.cancel()
+        if self.mqtt is not None:
+            await self.mqtt.close(1.0)
+        self.log.info("evbatteryd.stopped")
+
+    async def _until(self, stop: asyncio.Event) -> None:
+        """Until we are told to stop. A bug that nobody else could raise is raised here."""
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({stopped, self.bugs}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        if self.bugs.done():
+            self.bugs.result()
+
+    async def _hand_over(self) -> None:
+        """Readings that are committed and not yet taken: told now if the broker is there, else next time."""
+        if self.mqtt is not None and self.delivery is not None and self.mqtt.connected:
+            try:
+                async with asyncio.timeout(DRAIN):
+                    await self.delivery.caught_up()
+            except TimeoutError:
+                self.log.info("delivery.left_for_next_start", readings=self.delivery.waiting)
+
+    def _talkers(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+        if self.mqtt is None or self.delivery is None:
+            return []
+        return [("mqtt", self.mqtt.run()), ("delivery mqtt", self.delivery.run())]
+
+    def _askers(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+        return [("poller", self.poller.run()), *(("roster", roster.run()) for roster in self.rosters)]
+
+    @staticmethod
+    def _start(
+        group: asyncio.TaskGroup, lives: list[tuple[str, Coroutine[Any, Any, None]]]
+    ) -> list[asyncio.Task[None]]:
+        return [group.create_task(life, name=name) for name, life in lives]
+
+    def _set_bells(self, watch: FreshnessWatch, tasks: asyncio.TaskGroup) -> None:
+        def heartbeat() -> None:
+            self.beat = time.monotonic()
+            self.notifier.alive()
+            self.notifier.status(self._status())
+            if self.delivery is not None and self.mqtt is not None:
+                self.metrics.outbox(self.mqtt.name, self.delivery.waiting)
+                self.metrics.connected(self.mqtt.connected)
+
+        def prune() -> None:
+            tasks.create_task(self._prune(), name="prune")
+
+        watchdog = self.notifier.watchdog
+        beat = min(HEARTBEAT, watchdog / 3) if watchdog else HEARTBEAT
+        # The heart beats in the wall's time: systemd does.
+        self.timer.every("heartbeat", beat * self.clock.speed, heartbeat)
+        self.timer.every("freshness", timedelta(seconds=1), watch.ring)
+        self.timer.every("retention", timedelta(hours=6), prune)
+
+    async def _prune(self) -> None:
+        try:
+            gone = await self.store.prune(self.clock.now() - self.settings.store.history)
+        except StoreError as error:
+            self.log.warning("store.not_pruned", error=str(error))
+        else:
+            if gone:
+                self.log.info("store.pruned", readings=gone)
+
+    def _status(self) -> str:
+        asked = (
+            sum(1 for car in self.fleet if car.schedule.due is not None) if len(self.fleet) <= 1000 else None
+        )
+        cars = f"{len(self.fleet)} vehicles" + (f", {asked} polled" if asked is not None else "")
+        broker = "" if self.mqtt is None else "; MQTT " + ("connected" if self.mqtt.connected else "away")
+        return f"{cars}; {self.poller.in_flight} requests in flight{broker}"
+
+    def _not_ready(self) -> list[str]:
+        reasons = []
+        if not self.scheduled:
+            reasons.append("the schedule is not set up yet")
+        if self.mqtt is not None and not self.mqtt.connected:
+            reasons.append("not connected to the MQTT broker")
+        return reasons
+
+    def _not_healthy(self) -> list[str]:
+        silent = time.monotonic() - self.beat
+        return [f"no heartbeat for {silent:.0f} s"] if silent > STUCK else []

@@ -1,0 +1,933 @@
+"""One TOML file and the environment become frozen :class:`Settings`: taken whole, or refused by name."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    PlainValidator,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
+
+from evbatteryd.brands import load_profiles
+from evbatteryd.domain.ledger import Budget, Period
+from evbatteryd.domain.profile import BrandProfile
+from evbatteryd.durations import parse_duration
+from evbatteryd.problems import Misconfigured, Problem, did_you_mean
+from evbatteryd.secret import MASK, Secret
+
+DEFAULT_PATH: Final = Path("/etc/evbatteryd/evbatteryd.toml")
+ENVIRONMENT_PREFIX: Final = "EVBATTERYD__"
+ENVIRONMENT: Final = "environment"
+"""``Problem.file`` of a mistake in a variable rather than in the file."""
+
+_LONGEST: Final = timedelta(days=36500)
+_LARGEST_SECRET_BYTES: Final = 65536
+_APPLICATION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_NAME: Final = "[name]"
+"""What the name of an application is called while it is validated: nothing that a file could say."""
+
+Path_ = tuple[str, ...]
+"""Where a key stands: ``("smartcar", "home", "client_id")``."""
+
+
+# --- what validators share ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What validators of one table know of where it stands, and what they think worth saying."""
+
+    folder: Path
+    environ: Mapping[str, str]
+    warnings: list[tuple[Path_, str, str]]
+
+    def warn(self, key: Path_, what: str, mend: str) -> None:
+        self.warnings.append((key, what, mend))
+
+
+def _place(info: ValidationInfo) -> _Place:
+    return cast(_Place, info.context)
+
+
+def _wrong(what: str, mend: str) -> PydanticCustomError:
+    return PydanticCustomError("wrong", "{what}", {"what": what, "mend": mend})
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "not text")
+    return value
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _duration(value: object) -> timedelta:
+    try:
+        span = parse_duration(_text(value))
+    except ValueError as error:
+        raise _wrong(str(error), 'Use a number with its unit, in quotes: "30s", "15m", "400d"') from None
+    except OverflowError:
+        span = timedelta.max
+    if not timedelta() < span <= _LONGEST:
+        raise _wrong("must be above zero and at most 100 years", 'Write a duration like "15m" or "400d"')
+    return span
+
+
+def _existing_file(value: object, info: ValidationInfo) -> Path:
+    path = _place(info).folder / Path(_text(value)).expanduser()
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise _wrong(
+            f"the file {path} cannot be read ({error.strerror})",
+            "Name a file that exists and that the user evbatteryd runs as may read",
+        ) from None
+
+
+def _topic(value: object) -> str:
+    topic = _text(value)
+    if not topic or topic != topic.strip("/") or "//" in topic:
+        raise _wrong(
+            "must be a topic without a leading, trailing or doubled slash", 'Write it like "home/ev"'
+        )
+    if not topic.isprintable() or any(sign in topic for sign in "+#"):
+        raise _wrong("must not contain + or # or control characters", 'Write it like "home/ev"')
+    if topic.startswith("$"):
+        raise _wrong("must not begin with $, which brokers keep for themselves", 'Write it like "home/ev"')
+    return topic
+
+
+Duration = Annotated[timedelta, PlainValidator(_duration)]
+ExistingFile = Annotated[Path, PlainValidator(_existing_file)]
+Topic = Annotated[str, PlainValidator(_topic)]
+Words = Annotated[str, StringConstraints(min_length=1, pattern=r"^\S(.*\S)?$")]
+
+
+# --- secrets ------------------------------------------------------------------------------------------
+
+
+def _secret(value: object, info: ValidationInfo) -> Secret:
+    place, field = _place(info), str(info.field_name)
+    match value:
+        case Secret():
+            return value
+        case str():
+            place.warn(
+                (field,),
+                "the secret stands there in plain text",
+                'Move it out: { credential = "name" } (systemd) or { file = "path" }',
+            )
+            return _checked_secret(value, "the text")
+        case {"credential": str(name), **rest} if not rest:
+            return _credential(name, place)
+        case {"file": str(name), **rest} if not rest:
+            return _secret_file(place.folder / Path(name).expanduser(), field, place)
+        case dict():
+            raise _wrong(
+                "must have one of the keys credential and file, and nothing else",
+                'Write { credential = "name" } or { file = "path" }',
+            )
+        case _:
+            raise PydanticCustomError("string_type", "not text")
+
+
+def _credential(name: str, place: _Place) -> Secret:
+    if not name or "/" in name or name.startswith("."):
+        raise _wrong(
+            "a credential's name must be a plain file name",
+            f"LoadCredential={name or 'name'}:... in the unit gives it",
+        )
+    folder = place.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        raise _wrong(
+            f"the credential {name!r} cannot be read: $CREDENTIALS_DIRECTORY is not set",
+            f"systemd sets it for a unit with LoadCredential={name}:/path/to/secret; "
+            'outside systemd use { file = "path" }',
+        )
+    try:
+        return _read_secret(Path(folder) / name, f"the credential {name!r}")
+    except OSError as error:
+        raise _wrong(
+            f"the credential {name!r} cannot be read ({error.strerror})",
+            f"Add LoadCredential={name}:/path/to/secret to the unit",
+        ) from None
+
+
+def _secret_file(path: Path, field: str, place: _Place) -> Secret:
+    try:
+        secret = _read_secret(path, f"the file {path}")
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise _wrong(
+            f"the file {path} cannot be read ({error.strerror})",
+            "Name a file that exists and that the user evbatteryd runs as may read",
+        ) from None
+    if mode & stat.S_IROTH:
+        place.warn((field,), f"everybody on this machine can read {path}", f"Run: chmod o= {path}")
+    return secret
+
+
+def _read_secret(path: Path, called: str) -> Secret:
+    with path.open("rb") as opened:
+        raw = opened.read(_LARGEST_SECRET_BYTES)
+    try:
+        return _checked_secret(raw.decode().rstrip("\r\n"), called)
+    except UnicodeDecodeError:
+        raise _wrong(f"{called} is not UTF-8 text", "Write the secret alone into it, on one line") from None
+
+
+def _checked_secret(value: str, called: str) -> Secret:
+    if not value.strip():
+        raise _wrong(f"{called} is empty", "Write the secret into it")
+    if any(ord(sign) < 32 or ord(sign) == 127 for sign in value):
+        raise _wrong(
+            f"{called} holds more than one line or control characters",
+            "Write the secret alone into it, on one line",
+        )
+    return Secret(value)
+
+
+SecretField = Annotated[Secret, PlainValidator(_secret)]
+
+
+# --- addresses ----------------------------------------------------------------------------------------
+
+
+def _split_url(value: object, example: str) -> tuple[SplitResult, str, int | None]:
+    """The parts of a URL, its host and its port. Messages never repeat it: it may hold a password."""
+    text = _text(value)
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise _wrong("is not a URL", f"Write it like {example!r}") from None
+    if not parts.scheme or not host or not text.isprintable() or " " in text:
+        raise _wrong("is not a URL", f"Write it like {example!r}")
+    return parts, host, port
+
+
+def _web_url(value: object, example: str) -> tuple[SplitResult, str, int | None]:
+    parts, host, port = _split_url(value, example)
+    if parts.scheme not in {"http", "https"}:
+        raise _wrong("must begin with https:// or http://", f"Write it like {example!r}")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise _wrong("must have no user, password, query or fragment", f"Write it like {example!r}")
+    return parts, host, port
+
+
+def _origin(value: object, info: ValidationInfo) -> str:
+    example = "https://iam.smartcar.com"
+    parts, host, port = _web_url(value, example)
+    if parts.path not in {"", "/"}:
+        raise _wrong("must have no path", f"Write it like {example!r}")
+    if parts.scheme == "http" and not _loopback(host):
+        _place(info).warn(
+            ("origins", str(info.field_name)),
+            f"secrets and tokens go to {host} unencrypted",
+            "Use https://",
+        )
+    return f"{parts.scheme}://{_bracketed(host)}" + (f":{port}" if port is not None else "")
+
+
+def _public_url(value: object, info: ValidationInfo) -> str:
+    parts, host, port = _web_url(value, "https://ev.example.org")
+    if parts.scheme == "http" and not _loopback(host):
+        _place(info).warn(
+            ("public_url",),
+            "Smartcar sends webhooks and owners to https:// addresses alone",
+            "Put a reverse proxy with a certificate in front and write https://",
+        )
+    return (
+        f"{parts.scheme}://{_bracketed(host)}"
+        + (f":{port}" if port is not None else "")
+        + parts.path.rstrip("/")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MqttUrl:
+    """Where the broker is: ``mqtt``, ``mqtts``, ``ws`` or ``wss``, without user and password."""
+
+    scheme: str
+    host: str
+    port: int
+    websocket_path: str | None = None
+    """Path of the WebSocket; None for plain MQTT."""
+
+    @property
+    def tls(self) -> bool:
+        return self.scheme in {"mqtts", "wss"}
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{_bracketed(self.host)}:{self.port}{self.websocket_path or ''}"
+
+
+_MQTT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+_MQTT_EXAMPLE: Final = "mqtt://localhost:1883"
+
+
+def _mqtt_url(value: object) -> MqttUrl:
+    if isinstance(value, MqttUrl):
+        return value
+    parts, host, port = _split_url(value, _MQTT_EXAMPLE)
+    if parts.scheme not in _MQTT_PORTS:
+        raise _wrong("must begin with mqtt://, mqtts://, ws:// or wss://", f"Write it like {_MQTT_EXAMPLE!r}")
+    websocket = parts.scheme in {"ws", "wss"}
+    if parts.fragment or (not websocket and (parts.query or parts.path not in {"", "/"})):
+        raise _wrong(
+            "must end after the port: only ws:// and wss:// have a path",
+            "The topic is set by base_topic",
+        )
+    path = (parts.path or "/mqtt") + (f"?{parts.query}" if parts.query else "")
+    return MqttUrl(parts.scheme, host, port or _MQTT_PORTS[parts.scheme], path if websocket else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Where the HTTP server listens: ``host`` and ``port``, or ``unix_path``."""
+
+    host: str | None = None
+    port: int | None = None
+    unix_path: Path | None = None
+
+    def __str__(self) -> str:
+        if self.unix_path is not None:
+            return f"unix:{self.unix_path}"
+        return f"{_bracketed(self.host or '')}:{self.port}"
+
+
+_LISTEN: Final = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:/\s@]+)):(\d{1,5})")
+_LISTEN_MEND: Final = 'Write "127.0.0.1:9782", "[::1]:9782" or "unix:/run/evbatteryd/http.sock"'
+
+
+def parse_listen(value: object) -> Listen:
+    """``"127.0.0.1:9782"``, ``"[::1]:9782"``, ``"unix:/path"``. Raises ValueError that says what is wrong."""
+    text = _text(value)
+    if text.startswith("unix:"):
+        path = Path(text.removeprefix("unix:"))
+        if not path.is_absolute():
+            raise _wrong("the path of the socket must be absolute", _LISTEN_MEND)
+        return Listen(unix_path=path)
+    parts = _LISTEN.fullmatch(text)
+    if parts is None or int(parts[3]) > 65535:
+        raise _wrong("must be an address with a port, or the path of a socket", _LISTEN_MEND)
+    return Listen(host=parts[1] or parts[2], port=int(parts[3]))
+
+
+def _listen(value: object, info: ValidationInfo) -> Listen:
+    listen = parse_listen(value)
+    if listen.host is not None and not _loopback(listen.host):
+        _place(info).warn(
+            ("listen",),
+            "the page and the metrics are open to the network, without a password",
+            'Listen on "127.0.0.1:9782" and put a reverse proxy in front, or make sure a firewall guards it',
+        )
+    return listen
+
+
+# --- the tables of the file ---------------------------------------------------------------------------
+
+
+class _Table(BaseModel):
+    """A table of the file: frozen once read, no key unknown, no value of another type."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class Origins(_Table):
+    """Smartcar's hosts, ``scheme://host[:port]`` without a trailing slash."""
+
+    connect: Annotated[str, PlainValidator(_origin)] = "https://connect.smartcar.com"
+    iam: Annotated[str, PlainValidator(_origin)] = "https://iam.smartcar.com"
+    vehicle: Annotated[str, PlainValidator(_origin)] = "https://vehicle.api.smartcar.com"
+    management: Annotated[str, PlainValidator(_origin)] = "https://management.api.smartcar.com"
+
+
+_BUDGET: Final = Budget()
+
+
+class _BudgetTable(_Table):
+    bucket: Annotated[int, Field(ge=1)] = _BUDGET.bucket
+    refill_per_minute: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _BUDGET.refill_per_minute
+    calls_per_vehicle: Annotated[int, Field(ge=1)] = _BUDGET.calls_per_vehicle
+    period: Literal["day", "month"] = _BUDGET.period.value
+    anchor_day: Annotated[int, Field(ge=1, le=31)] = _BUDGET.anchor_day
+    pooled: bool = _BUDGET.pooled
+
+
+def _budget(value: Any) -> Budget:
+    return Budget(**{**dict(value), "period": Period(value.period)})
+
+
+BudgetField = Annotated[
+    Budget,
+    GetPydanticSchema(
+        lambda _, handler: core_schema.no_info_after_validator_function(_budget, handler(_BudgetTable))
+    ),
+]
+
+
+class SmartcarSettings(_Table):
+    """One application at Smartcar."""
+
+    name: str = Field(alias=_NAME)
+    """From the table's own name: ``[smartcar.NAME]``."""
+    application_id: Words | None = None
+    client_id: Words = Field(
+        description='Copy it from the credentials at https://dashboard.smartcar.com, "client_..."'
+    )
+    client_secret: SecretField = Field(
+        description='Name where the secret is kept: { credential = "smartcar-secret" } or { file = "path" }'
+    )
+    management_token: SecretField | None = None
+    webhook_id: Words | None = None
+    mode: Literal["live", "simulated"] = "live"
+    origins: Origins = Field(default_factory=Origins)
+    budget: BudgetField = _BUDGET
+
+
+class MqttSettings(_Table):
+    """The broker that readings are published to."""
+
+    enabled: bool = True
+    url: Annotated[MqttUrl, PlainValidator(_mqtt_url)] = MqttUrl("mqtt", "localhost", 1883)
+    username: Words | None = None
+    password: SecretField | None = None
+    ca_file: ExistingFile | None = None
+    client_certificate: ExistingFile | None = None
+    client_key: ExistingFile | None = None
+    client_id: Words = "evbatteryd"
+    base_topic: Topic = "evbatteryd"
+    protocol: Literal["5", "3.1.1"] = "5"
+    discovery_prefix: Topic = "homeassistant"
+    json_state: bool = True
+    scalars: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _credentials_out_of_the_url(cls, table: Any, info: ValidationInfo) -> Any:
+        """Move user and password of the URL to the keys that are theirs; those keys win."""
+        if not isinstance(table, dict) or not isinstance(table.get("url"), str):
+            return table
+        try:
+            parts = urlsplit(table["url"])
+        except ValueError:
+            return table
+        if parts.username is None:
+            return table
+        _place(info).warn(
+            ("url",),
+            "user and password stand in the URL",
+            'Write username = "..." and password = { credential = "name" } instead',
+        )
+        moved: dict[str, object] = {"username": unquote(parts.username)} if parts.username else {}
+        if parts.password:
+            moved["password"] = Secret(unquote(parts.password))
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return {**moved, **table, "url": bare}
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> MqttSettings:
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise _wrong("has one of client_certificate and client_key alone", "Give both or neither")
+        if not self.url.tls and (self.ca_file or self.client_certificate):
+            raise _wrong(
+                "has a certificate for a connection without TLS",
+                "Use mqtts:// or wss://, or remove the certificates",
+            )
+        if self.password is not None and self.username is None and self.protocol == "3.1.1":
+            raise _wrong("has a password without a username, which MQTT 3.1.1 forbids", "Add username")
+        if not (self.json_state or self.scalars):
+            raise _wrong("would publish nothing: json_state and scalars are both false", "Set one to true")
+        return self
+
+
+class HttpSettings(_Table):
+    """The one listener: page, metrics, health, webhooks."""
+
+    listen: Annotated[Listen, PlainValidator(_listen)] = Listen("127.0.0.1", 9782)
+    public_url: Annotated[str, PlainValidator(_public_url)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteUrl:
+    """``sqlite:////absolute/path``."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"sqlite:///{self.path}"
+
+
+def _sqlite_url(value: object) -> SqliteUrl:
+    text = _text(value)
+    mend = 'Write an absolute path after three slashes: "sqlite:////var/lib/evbatteryd/evbatteryd.db"'
+    if text.startswith(("postgres://", "postgresql://", "postgresql+")):
+        raise _wrong("PostgreSQL is not supported by this version", mend)
+    if not text.startswith("sqlite:"):
+        raise _wrong("must begin with sqlite:///", mend)
+    path = text.removeprefix("sqlite:///")
+    if path == text or not path.startswith("/") or path.endswith("/") or not path.isprintable():
+        raise _wrong("must name a file by its absolute path", mend)
+    return SqliteUrl(Path(path))
+
+
+class StoreSettings(_Table):
+    """Where everything is kept that must survive."""
+
+    url: Annotated[SqliteUrl, PlainValidator(_sqlite_url)] = SqliteUrl(
+        Path("/var/lib/evbatteryd/evbatteryd.db")
+    )
+    history: Duration = timedelta(days=400)
+    """How long readings are kept."""
+
+
+class LogSettings(_Table):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console", "journal"] = "json"
+
+
+class PollingSettings(_Table):
+    max_in_flight: Annotated[int, Field(ge=1)] = 512
+    """Polls that may wait for an answer at the same time."""
+    consents_every: Duration = timedelta(minutes=15)
+    """How often the list of consenting vehicles is read again."""
+
+
+_TABLES: Final[Mapping[str, type[_Table]]] = {
+    "mqtt": MqttSettings,
+    "http": HttpSettings,
+    "store": StoreSettings,
+    "log": LogSettings,
+    "polling": PollingSettings,
+}
+_SECTIONS: Final = ("smartcar", *_TABLES, "brands")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The effective configuration: the file, the environment over it, defaults beneath."""
+
+    file: str
+    smartcar: Mapping[str, SmartcarSettings]
+    mqtt: MqttSettings | None
+    """None: nothing is published to a broker."""
+    http: HttpSettings
+    store: StoreSettings
+    log: LogSettings
+    polling: PollingSettings
+    profiles: Mapping[str, BrandProfile]
+
+    def secrets(self) -> Iterator[Secret]:
+        """Every secret of the configuration: what the log must never show."""
+        for application in self.smartcar.values():
+            yield application.client_secret
+            if application.management_token is not None:
+                yield application.management_token
+        if self.mqtt is not None and self.mqtt.password is not None:
+            yield self.mqtt.password
+
+
+def known_keys() -> frozenset[str]:
+    """Every key a file may have, dotted, with ``NAME`` for an application's name; without ``brands``."""
+    return frozenset(
+        {
+            *_dotted("smartcar.NAME", SmartcarSettings),
+            *(key for section, table in _TABLES.items() for key in _dotted(section, table)),
+        }
+    )
+
+
+def _dotted(prefix: str, table: type) -> Iterator[str]:
+    for key, inner in _keys(table).items():
+        if _keys(inner):
+            yield from _dotted(f"{prefix}.{key}", inner)
+        else:
+            yield f"{prefix}.{key}"
+
+
+def _keys(table: Any) -> dict[str, Any]:
+    """The keys of a table and the types of their values; nothing for what is not a table."""
+    if isinstance(table, type) and issubclass(table, BaseModel):
+        return {key: field.annotation for key, field in table.model_fields.items() if field.alias is None}
+    return {field.name: None for field in fields(table)} if table is Budget else {}
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+def load_settings(path: Path, environ: Mapping[str, str]) -> tuple[Settings, tuple[Problem, ...]]:
+    """Read ``path``, lay ``EVBATTERYD__SECTION__KEY`` of ``environ`` over it, and check everything.
+
+    Returns the settings and what is worth saying about them. Raises :class:`Misconfigured` with every
+    mistake, and every warning, at once.
+    """
+    reader = _Reader(path, environ)
+    reader.overlay()
+    return reader.settings()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's tables. Raises :class:`Misconfigured`."""
+
+    def refuse(what: str, mend: str) -> Misconfigured:
+        return Misconfigured([Problem(file=str(path), key="", what=what, mend=mend)])
+
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise refuse(
+            "does not exist",
+            "Begin with the commented example, config/evbatteryd.toml: copy it there and fill in one "
+            "[smartcar.NAME]. `evbatteryd demo` needs no file at all.",
+        ) from None
+    except PermissionError:
+        raise refuse(
+            "may not be read",
+            f"Let the user evbatteryd runs as read it: chgrp evbatteryd {path}; chmod g+r {path}.",
+        ) from None
+    except OSError as error:
+        raise refuse(f"cannot be read ({error.strerror})", "Name a file that can be read.") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise refuse(f"line {line} is not UTF-8 text", "Save the file as UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise refuse(
+            _syntax(str(error)), "Mend that place; https://toml.io shows how TOML is written."
+        ) from None
+
+
+def _syntax(message: str) -> str:
+    """tomllib's words, the place first: ``line 3, column 5: expected '=' after a key``."""
+    said, _, place = message.rpartition(" (at ")
+    said, place = (said, place.rstrip(")")) if said else (message, "the file")
+    return f"{place} is not valid TOML: {said[0].lower()}{said[1:]}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Override:
+    """One value of the environment."""
+
+    variable: str
+    raw: str
+    leaf: bool
+    """False: a table that this variable made on the way to its key."""
+
+
+T = TypeVar("T", bound=_Table)
+
+
+class _Reader:
+    """One reading of a configuration: the tables, where each value came from, and what is wrong."""
+
+    def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
+        self._file = str(path)
+        self._folder = path.absolute().parent
+        self._environ = environ
+        self._raw = _read(path)
+        self._overrides: dict[Path_, _Override] = {}
+        self._errors: list[Problem] = []
+        self._warnings: list[Problem] = []
+
+    # The environment.
+
+    def overlay(self) -> None:
+        """Put the environment's values into the tables, as if the file had said so."""
+        for variable in sorted(self._environ):
+            if variable.upper().startswith(ENVIRONMENT_PREFIX):
+                self._override(variable, variable[len(ENVIRONMENT_PREFIX) :].split("__"))
+
+    def _override(self, variable: str, parts: list[str]) -> None:
+        raw, table = self._environ[variable], self._raw
+        path: Path_ = ()
+        for part in parts[:-1]:
+            key = _spelled_as_in(table, part)
+            path = (*path, key)
+            if key not in table:
+                table[key] = {}
+                self._overrides[path] = _Override(variable, raw, leaf=False)
+            table = table[key]
+            if not isinstance(table, dict):
+                self._refuse_variable(variable, f"{_dot(path)} is no table", "Remove the variable.")
+                return
+        if len(parts) < 2 or not all(parts):
+            self._refuse_variable(
+                variable, "names no key", f"Write it like {ENVIRONMENT_PREFIX}MQTT__URL or remove it."
+            )
+            return
+        key = _spelled_as_in(table, parts[-1])
+        table[key] = _toml_value(raw)
+        self._overrides[(*path, key)] = _Override(variable, raw, leaf=True)
+
+    def _refuse_variable(self, variable: str, what: str, mend: str) -> None:
+        self._errors.append(Problem(file=ENVIRONMENT, key=variable, what=what, mend=mend))
+
+    # The tables.
+
+    def settings(self) -> tuple[Settings, tuple[Problem, ...]]:
+        for section in self._raw:
+            if section not in _SECTIONS:
+                self._error(
+                    (section,), "is not a section that evbatteryd knows", did_you_mean(section, _SECTIONS)
+                )
+        applications = self._applications()
+        mqtt = self._table(MqttSettings, ("mqtt",), self._raw.get("mqtt", {}))
+        http = self._table(HttpSettings, ("http",), self._raw.get("http", {}))
+        store = self._table(StoreSettings, ("store",), self._raw.get("store", {}))
+        log = self._table(LogSettings, ("log",), self._raw.get("log", {}))
+        polling = self._table(PollingSettings, ("polling",), self._raw.get("polling", {}))
+        profiles = self._profiles()
+        if self._errors or not (mqtt and http and store and log and polling):
+            raise Misconfigured([*self._errors, *self._warnings])
+        settings = Settings(
+            file=self._file,
+            smartcar=MappingProxyType(applications),
+            mqtt=mqtt if mqtt.enabled else None,
+            http=http,
+            store=store,
+            log=log,
+            polling=polling,
+            profiles=MappingProxyType(profiles),
+        )
+        return settings, tuple(self._warnings)
+
+    def _applications(self) -> dict[str, SmartcarSettings]:
+        tables = self._raw.get("smartcar", {})
+        if not isinstance(tables, dict):
+            self._error(
+                ("smartcar",), "is no table", "Write [smartcar.home] and the application's keys below it."
+            )
+            return {}
+        if not tables:
+            self._error(
+                ("smartcar",),
+                "there is no application at Smartcar to ask",
+                "Create one at https://dashboard.smartcar.com (free of charge) and write [smartcar.home] "
+                "with its client_id and client_secret. `evbatteryd demo` needs none.",
+            )
+        applications: dict[str, SmartcarSettings] = {}
+        for name, table in tables.items():
+            path = ("smartcar", name)
+            if not isinstance(table, dict):
+                self._error(
+                    path,
+                    "stands outside of an application",
+                    "Write [smartcar.home] above it: every application has a name.",
+                )
+            elif not _APPLICATION.fullmatch(name):
+                self._error(path, "is no name for an application", "Use at most 63 letters, digits, - and _.")
+            elif application := self._table(SmartcarSettings, path, {**table, _NAME: name}):
+                applications[name] = application
+        self._told_apart(applications)
+        return applications
+
+    def _told_apart(self, applications: Mapping[str, SmartcarSettings]) -> None:
+        names: dict[str, str] = {}
+        for name, application in applications.items():
+            first = names.setdefault(application.client_id, name)
+            if first != name:
+                self._error(
+                    ("smartcar", name, "client_id"),
+                    f"is the client_id of [smartcar.{first}] too",
+                    "Both would spend the same calls twice: remove one of the two tables.",
+                )
+
+    def _profiles(self) -> dict[str, BrandProfile]:
+        overrides = self._raw.get("brands", {})
+        if not isinstance(overrides, dict):
+            self._error(("brands",), "is no table", "Write [brands.renault] and the keys to change below it.")
+            return {}
+        try:
+            return load_profiles(overrides, file=self._file)
+        except Misconfigured as error:
+            for problem in error.problems:
+                if problem.file == self._file:
+                    self._error(tuple(problem.key.split(".")), problem.what, problem.mend)
+                else:
+                    self._errors.append(problem)
+            return {}
+
+    def _table(self, model: type[T], path: Path_, table: Any) -> T | None:
+        """``table`` as ``model``; or None, and what is wrong with it is among the problems."""
+        place = _Place(self._folder, self._environ, [])
+        try:
+            result = model.model_validate(table, context=place)
+        except ValidationError as error:
+            details = error.errors(include_url=False, include_input=False)
+            if self._taken_literally(details, path, table):
+                return self._table(model, path, table)
+            for detail in details:
+                self._detail(model, path, detail)
+            result = None
+        for key, what, mend in place.warnings:
+            self._warnings.append(self._problem((*path, *key), what, mend + ".", warning=True))
+        return result
+
+    def _taken_literally(self, details: list[ErrorDetails], path: Path_, table: dict[str, Any]) -> bool:
+        """Put back what a variable said where text is wanted and TOML saw a number (``PASSWORD=1234``)."""
+        changed = False
+        for detail in details:
+            loc = tuple(str(part) for part in detail["loc"])
+            override = self._overrides.get((*path, *loc))
+            if (
+                override is None
+                or not override.leaf
+                or detail["type"] not in {"string_type", "literal_error"}
+            ):
+                continue
+            inner = table
+            for part in loc[:-1]:
+                inner = inner[part]
+            if inner[loc[-1]] != override.raw:
+                inner[loc[-1]] = override.raw
+                changed = True
+        return changed
+
+    # The problems.
+
+    def _detail(self, model: type[_Table], path: Path_, detail: ErrorDetails) -> None:
+        loc = tuple(str(part) for part in detail["loc"])
+        self._error((*path, *loc), *_in_plain_words(model, loc, detail))
+
+    def _error(self, path: Path_, what: str, mend: str) -> None:
+        self._errors.append(self._problem(path, what, mend))
+
+    def _problem(self, path: Path_, what: str, mend: str, *, warning: bool = False) -> Problem:
+        """A problem at ``path``; where a variable put it there, it is the variable that is named."""
+        for length in range(len(path), 0, -1):
+            override = self._overrides.get(path[:length])
+            if override is not None:
+                said = what if override.leaf and length == len(path) else f"{_dot(path)} {what}"
+                return Problem(file=ENVIRONMENT, key=override.variable, what=said, mend=mend, warning=warning)
+        return Problem(file=self._file, key=_dot(path), what=what, mend=mend, warning=warning)
+
+
+def _dot(path: Path_) -> str:
+    return ".".join(path)
+
+
+def _spelled_as_in(table: Mapping[str, object], part: str) -> str:
+    """The key of ``table`` that ``part`` means, whatever its case."""
+    return next((key for key in table if key.lower() == part.lower()), part.lower())
+
+
+def _toml_value(text: str) -> object:
+    """``text`` as a TOML value if it is one, else itself."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except ValueError:
+        return text
+    return document["value"] if len(document) == 1 else text
+
+
+_KINDS: Final = {
+    "string_type": ("must be text", "Write it in quotes."),
+    "int_type": ("must be a whole number", "Write digits without quotes."),
+    "int_from_float": ("must be a whole number", "Write digits without quotes."),
+    "float_type": ("must be a number", "Write digits without quotes."),
+    "finite_number": ("must be a number that ends", "Write digits without quotes."),
+    "bool_type": ("must be true or false", "Write true or false without quotes."),
+    "string_too_short": ("is empty", "Fill it in, or remove the line."),
+    "string_pattern_mismatch": ("must not begin or end with a blank", "Remove the blanks."),
+    "model_type": ("must be a table", "Write the keys in [brackets] below, or in { braces }."),
+}
+_BOUNDS: Final = {"greater_than": "above", "greater_than_equal": "at least", "less_than_equal": "at most"}
+
+
+def _in_plain_words(model: type[_Table], loc: Path_, detail: ErrorDetails) -> tuple[str, str]:
+    """What is wrong and how to mend it, from one of pydantic's errors. Never the value."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    match kind:
+        case "wrong":
+            return context["what"], f"{context['mend']}."
+        case "missing":
+            return "is missing", f"{model.model_fields[loc[-1]].description}."
+        case "extra_forbidden":
+            return "is not a key that evbatteryd knows", did_you_mean(loc[-1], _keys_at(model, loc[:-1]))
+        case "literal_error":
+            return f"must be {context['expected']}", "Choose one of them, in quotes."
+        case _ if kind in _BOUNDS:
+            bound = next(context[name] for name in ("gt", "ge", "le") if name in context)
+            return f"must be {_BOUNDS[kind]} {bound}", "Correct the number, or remove the line."
+        case _:
+            return _KINDS[kind]
+
+
+def _keys_at(model: type[_Table], loc: Path_) -> Iterator[str]:
+    table: Any = model
+    for part in loc:
+        table = _keys(table)[part]
+    return iter(_keys(table))
+
+
+# --- showing ------------------------------------------------------------------------------------------
+
+
+def describe(settings: Settings) -> dict[str, object]:
+    """The effective configuration as plain text, numbers and tables; secrets are masked."""
+    return {field.name: _shown(getattr(settings, field.name)) for field in fields(settings)}
+
+
+def _shown(value: Any) -> object:
+    match value:
+        case Secret():
+            return MASK
+        case timedelta():
+            return _written(value)
+        case BaseModel():
+            return {name: _shown(getattr(value, name)) for name in type(value).model_fields}
+        case Path() | MqttUrl() | Listen() | SqliteUrl():
+            return str(value)
+        case Mapping():
+            return {key: _shown(inner) for key, inner in value.items()}
+        case frozenset():
+            return sorted(map(str, value))
+        case tuple():
+            return [_shown(inner) for inner in value]
+        case str():
+            return str(value)
+        case _ if is_dataclass(value):
+            return {field.name: _shown(getattr(value, field.name)) for field in fields(value)}
+        case _:
+            return value
+
+
+def _written(span: timedelta) -> str:
+    """A duration as the file spells it: ``1h30m``, ``400d``."""
+    left = round(span.total_seconds() * 1000)
+    text = ""
+    for unit, milliseconds in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, left = divmod(left, milliseconds)
+        text += f"{count}{unit}" if count else ""
+    return text or "0s"

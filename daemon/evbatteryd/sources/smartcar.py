@@ -1,0 +1,337 @@
+"""Smartcar's API v3 over HTTP: one application, its token, its connections, its vehicles' signals.
+
+Pure reading of the answers is in :mod:`evbatteryd.sources.smartcar_answers`; here they are only fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import Final
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import aiohttp
+
+from evbatteryd import __version__
+from evbatteryd.domain.errors import ApplicationRefused, SourceError, Unreachable, Unreadable
+from evbatteryd.domain.ports import Clock, Ticket
+from evbatteryd.domain.profile import BrandProfile
+from evbatteryd.domain.reading import Observation
+from evbatteryd.domain.vehicle import Consent, Vehicle
+from evbatteryd.sources.smartcar_answers import (
+    AccessToken,
+    error_for,
+    observe,
+    parse_consents,
+    parse_fault,
+    parse_page,
+    parse_retry_after,
+    parse_token,
+)
+
+LONGEST_ANSWER: Final = timedelta(seconds=310)
+"""Smartcar answers within 300 s, on average in 3 to 45 s; hanging up earlier spends the call for nothing.
+https://smartcar.com/docs/integration-guide/plan-your-integration/make-requests-to-smartcar/"""
+LARGEST_BODY: Final = 1 << 20
+"""Bytes. All signals of a car are some 40 KiB."""
+MOST_PAGES: Final = 20
+"""Of one car's signals; Smartcar knows about 93 signals in all."""
+PAGE_SIZE: Final = 100
+REFUSAL_HOLDS: Final = timedelta(seconds=30)
+"""How long a failed token request answers for every car, so that they do not each repeat it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmartcarOptions:
+    """One application. Origins are ``scheme://host[:port]``; the secret is never shown."""
+
+    application: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    iam_origin: str
+    vehicle_origin: str
+    mode: str = "live"
+
+
+class TokenKeeper:
+    """The application's access token: one request at a time however many ask, renewed before it expires."""
+
+    def __init__(self, ask: Callable[[], asyncio.Future[AccessToken]], clock: Clock) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._token: AccessToken | None = None
+        self._asking: asyncio.Future[AccessToken] | None = None
+        self._failed: tuple[SourceError, datetime] | None = None
+
+    async def current(self) -> AccessToken:
+        """A token that is good now. Raises the SourceError of the token endpoint."""
+        now = self._clock.now()
+        token = self._token
+        if token is not None and now < token.renew_at:
+            return token
+        if token is not None and now < token.expires_at:
+            try:
+                return await self._renew()
+            except SourceError:
+                return token  # still good; the next one to ask tries again
+        return await self._renew()
+
+    def refused(self, token: AccessToken) -> None:
+        """``token`` was answered with 401: never use it again."""
+        if self._token is token:
+            self._token = None
+
+    async def _renew(self) -> AccessToken:
+        if self._asking is None:
+            if self._failed is not None and self._clock.now() < self._failed[1]:
+                raise _again(self._failed[0])
+            self._asking = self._ask()
+            self._asking.add_done_callback(self._done)
+        # Shielded: one car that stops waiting must not take the token from all the others.
+        return await asyncio.shield(self._asking)
+
+    def _done(self, asked: asyncio.Future[AccessToken]) -> None:
+        self._asking = None
+        if asked.cancelled():
+            return
+        error = asked.exception()
+        if error is None:
+            self._token, self._failed = asked.result(), None
+        elif isinstance(error, SourceError):
+            self._failed = (error, self._clock.now() + REFUSAL_HOLDS)
+
+
+def _again(error: SourceError) -> SourceError:
+    """A fresh exception of the same meaning: one object raised in many tasks piles up their tracebacks."""
+    return type(error)(error.code, error.detail)
+
+
+class SmartcarSource:
+    """A :class:`~evbatteryd.domain.ports.Source`."""
+
+    def __init__(
+        self,
+        options: SmartcarOptions,
+        session: aiohttp.ClientSession,
+        clock: Clock,
+        overhead: Callable[[], Ticket],
+        learnt_secret: Callable[[str], None],
+    ) -> None:
+        self._options = options
+        self._session = session
+        self._clock = clock
+        self._overhead = overhead
+        self._learnt_secret = learnt_secret
+        self._tokens = TokenKeeper(lambda: asyncio.ensure_future(self._ask_token()), clock)
+
+    async def fetch(self, vehicle: Vehicle, profile: BrandProfile, ticket: Ticket) -> Observation:
+        """All signals of a vehicle, page by page; every page is a request and spends one."""
+        path = f"/v3/vehicles/{quote(vehicle.consent.vehicle_ref, safe='')}/signals"
+        headers = {"sc-user-id": vehicle.consent.user_ref}
+        resources = await self._collect(path, {}, headers, ticket, where="the list of signals")
+        return observe(resources, self._clock.now())
+
+    async def consents(self, ticket: Ticket) -> AsyncIterator[Consent]:
+        seen: set[str] = set()
+        query = {"filter[vehicle.mode]": self._options.mode}
+        async for resources in self._pages(
+            "/v3/connections", query, {}, ticket, where="the list of connections"
+        ):
+            for consent in parse_consents(resources, self._options.application):
+                if consent.vehicle_ref not in seen:
+                    seen.add(consent.vehicle_ref)
+                    yield consent
+
+    async def consent_stands(self, consent: Consent, ticket: Ticket) -> bool:
+        query = {
+            "filter[vehicle.mode]": self._options.mode,
+            "filter[vehicleId]": consent.vehicle_ref,
+        }
+        resources = await self._collect("/v3/connections", query, {}, ticket, where="the list of connections")
+        found = parse_consents(resources, self._options.application)
+        return any(other.vehicle_ref == consent.vehicle_ref for other in found)
+
+    async def _collect(
+        self, path: str, query: Mapping[str, str], headers: Mapping[str, str], ticket: Ticket, *, where: str
+    ) -> tuple[object, ...]:
+        resources: list[object] = []
+        pages = 0
+        async for page in self._pages(path, query, headers, ticket, where=where):
+            resources.extend(page)
+            pages += 1
+            if pages >= MOST_PAGES:
+                break
+        return tuple(resources)
+
+    async def _pages(
+        self, path: str, query: Mapping[str, str], headers: Mapping[str, str], ticket: Ticket, *, where: str
+    ) -> AsyncIterator[tuple[object, ...]]:
+        asked = {**query, "page[size]": str(PAGE_SIZE)}
+        been: set[frozenset[tuple[str, str]]] = set()
+        while True:
+            been.add(frozenset(asked.items()))
+            page = parse_page(await self._get(path, asked, headers, ticket), where)
+            yield page.resources
+            if page.next_link is None:
+                return
+            # Only the query of the link is taken: a link can never lead our token to another host.
+            asked = {**query, **dict(parse_qsl(urlsplit(page.next_link).query))}
+            if frozenset(asked.items()) in been:
+                raise Unreadable("ENDLESS", f"{where} leads in a circle")
+
+    async def _get(
+        self, path: str, query: Mapping[str, str], headers: Mapping[str, str], ticket: Ticket
+    ) -> bytes:
+        """The body of a 200. Asks once more, with a new token, if the token is refused."""
+        for last in (False, True):
+            token = await self._tokens.current()
+            await ticket.spend()
+            status, body, retry_after = await self._request(
+                "GET",
+                self._options.vehicle_origin + path,
+                ticket,
+                params=query,
+                headers={**headers, "Authorization": f"Bearer {token.value}"},
+            )
+            if status == 200:
+                return body
+            if 300 <= status < 400:
+                raise Unreadable(f"HTTP_{status}", "Smartcar answered with a redirect, which is not followed")
+            error = error_for(parse_fault(body), status=status, retry_after=retry_after)
+            if isinstance(error, Unreadable):
+                error.excerpt = body[:2000].decode("utf-8", "replace")
+            if not isinstance(error, ApplicationRefused) or last:
+                raise error
+            self._tokens.refused(token)
+        raise AssertionError("unreachable")
+
+    async def _ask_token(self) -> AccessToken:
+        ticket = self._overhead()
+        await ticket.spend()
+        asked_at = self._clock.now()
+        status, body, _ = await self._request(
+            "POST",
+            self._options.iam_origin + "/oauth2/token",
+            ticket,
+            data={
+                "grant_type": "client_credentials",
+                "client_id": self._options.client_id,
+                "client_secret": self._options.client_secret,
+            },
+        )
+        if status in (400, 401, 403):
+            raise ApplicationRefused(
+                "INVALID_CLIENT",
+                f"Smartcar refuses the client id or secret of application {self._options.application!r}",
+            )
+        if status != 200:
+            raise Unreachable(f"TOKEN_HTTP_{status}", f"the token endpoint answered {status}")
+        token = parse_token(body, asked_at)
+        self._learnt_secret(token.value)
+        return token
+
+    async def _request(
+        self,
+        method: str,
+        url: str,
+        ticket: Ticket,
+        *,
+        params: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, bytes, timedelta | None]:
+        """Status, bounded body, retry-after. Translates every failure of the way into a SourceError."""
+        try:
+            async with self._session.request(
+                method,
+                url,
+                params=params,
+                data=data,
+                headers=headers,
+                allow_redirects=False,
+                trace_request_ctx=_Sending(ticket),
+            ) as response:
+                body = await _bounded(response)
+                return response.status, body, parse_retry_after(response.headers.get("retry-after"))
+        except TimeoutError as error:
+            raise Unreachable("TIMEOUT", "no answer in time") from error
+        except aiohttp.ClientSSLError as error:
+            raise Unreachable("TLS", "the TLS certificate or handshake was not accepted") from error
+        except aiohttp.ClientConnectorError as error:
+            raise Unreachable("CONNECT", "no connection could be made") from error
+        except aiohttp.ClientPayloadError as error:
+            raise Unreadable("TRUNCATED", "the answer broke off") from error
+        except aiohttp.ServerDisconnectedError as error:
+            raise Unreachable("DISCONNECTED", "the connection was closed without an answer") from error
+        except aiohttp.ClientResponseError as error:
+            raise Unreadable("NOT_HTTP", "the answer was no valid HTTP") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreachable("NETWORK", f"the request failed ({type(error).__name__})") from error
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > LARGEST_BODY:
+            response.close()  # not worth reading to its end for the sake of the connection
+            raise Unreadable("TOO_LARGE", f"the answer is larger than {LARGEST_BODY} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+@dataclass(slots=True)
+class _Sending:
+    """aiohttp repeats an idempotent request by itself when a kept-alive connection turns out closed."""
+
+    ticket: Ticket
+    sent: int = 0
+
+
+async def _on_sent(
+    session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    params: aiohttp.TraceRequestHeadersSentParams,
+) -> None:
+    sending = context.trace_request_ctx
+    if isinstance(sending, _Sending):
+        sending.sent += 1
+        if sending.sent > 1:
+            sending.ticket.resent()
+
+
+@asynccontextmanager
+async def open_http(clock: Clock) -> AsyncIterator[aiohttp.ClientSession]:
+    """The one HTTP session of the daemon. Who uses it bounds the requests in flight, not the connector."""
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(_on_sent)
+    total = max(clock.real(LONGEST_ANSWER), 5.0)
+    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, ssl=ssl.create_default_context())
+    async with aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=total, sock_connect=min(30.0, total)),
+        headers={"User-Agent": f"evbatteryd/{__version__}", "Accept": "application/json"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trace_configs=[trace],
+        auto_decompress=True,
+        max_line_size=16384,
+        max_field_size=16384,
+    ) as session:
+        yield session
+
+
+def open_smartcar(
+    options: SmartcarOptions,
+    session: aiohttp.ClientSession,
+    clock: Clock,
+    overhead: Callable[[], Ticket],
+    learnt_secret: Callable[[str], None],
+) -> SmartcarSource:
+    """One application's source. ``learnt_secret`` hears of every access token, to keep it out of logs."""
+    return SmartcarSource(options, session, clock, overhead, learnt_secret)
