@@ -23,4 +23,7 @@ def parse_duration(text: object) -> timedelta:
         at = part.end()
     if not stripped or at != len(stripped):
         raise ValueError(f'{text!r} is no duration; write it like "90s", "15m", "1h30m" or "7d"')
-    return timedelta(seconds=total)
+    try:
+        return timedelta(seconds=total)
+    except OverflowError:
+        raise ValueError(f"{text!r} is longer than time lasts") from None
