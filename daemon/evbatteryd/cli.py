@@ -34,7 +34,7 @@ config_option = click.option(
 )
 
 
-class Endpoint(click.ParamType):
+class Endpoint(click.ParamType[tuple[str, int]]):
     """``HOST:PORT``."""
 
     name = "HOST:PORT"

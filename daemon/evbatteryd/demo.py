@@ -89,9 +89,7 @@ async def demo(options: DemoOptions, stop: asyncio.Event, say: Callable[[str], N
         view = LiveView(interactive)
 
         def ready(running: Running) -> None:
-            say(
-                f"{options.vehicles} simulated cars, {options.speed:g} times faster than life."
-            )
+            say(f"{options.vehicles} simulated cars, {options.speed:g} times faster than life.")
             say(f"  page      {running.url}/")
             say(f"  metrics   {running.url}/metrics")
             say(f"  MQTT      {broker.subscribe}      ({broker.name})")
@@ -122,7 +120,7 @@ def _configuration(
     host, port = options.http
     listen = f"{host}:{port if _free(host, port) else _free_port(host)}"
     path = folder / "evbatteryd.toml"
-    budget = {
+    budget: dict[str, object] = {
         "bucket": max(120, 2 * options.vehicles),
         "refill_per_minute": max(REFILL_PER_MINUTE, options.vehicles / 2.0),
         "calls_per_vehicle": CALLS_PER_VEHICLE,

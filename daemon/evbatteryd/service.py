@@ -16,13 +16,11 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from structlog.typing import FilteringBoundLogger
-
 from evbatteryd import __version__
 from evbatteryd.brands import brand_of
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Car, Fleet
-from evbatteryd.domain.ports import Clock, Source
+from evbatteryd.domain.ports import Clock, Log, Source
 from evbatteryd.domain.reading import Reading
 from evbatteryd.flow.cars import Cars
 from evbatteryd.flow.delivery import Delivery
@@ -39,7 +37,7 @@ from evbatteryd.sinks.prometheus import Exposition, Metrics
 from evbatteryd.sources import SOURCES
 from evbatteryd.sources.smartcar import SmartcarOptions, open_http
 from evbatteryd.store.sqlite import open_store
-from evbatteryd.web.app import Health, make_app, serving
+from evbatteryd.web.app import ANNOUNCER, Health, make_app, serving
 
 DRAIN = 3.0
 """Real seconds that answers under way, and then readings not yet taken, get at shutdown."""
@@ -64,12 +62,14 @@ async def serve(
     settings: Settings,
     clock: Clock,
     stop: asyncio.Event,
-    log: FilteringBoundLogger,
+    log: Log,
     *,
     notifier: Notifier | None = None,
     on_ready: Callable[[Running], None] = lambda _: None,
 ) -> None:
     """Run until ``stop`` is set. Raises StoreError or OSError if it cannot begin, anything else is a bug."""
+    for secret in settings.secrets():
+        redactor.register(secret.reveal())
     async with AsyncExitStack() as opened:
         daemon = await _build(settings, clock, log, opened, notifier or Notifier({}))
         await daemon.run(stop, on_ready)
@@ -78,11 +78,11 @@ async def serve(
 async def _build(
     settings: Settings,
     clock: Clock,
-    log: FilteringBoundLogger,
+    log: Log,
     opened: AsyncExitStack,
     notifier: Notifier,
 ) -> _Daemon:
-    store = await opened.enter_async_context(open_store(settings.store.path))
+    store = await opened.enter_async_context(open_store(settings.store.url.path))
     http = await opened.enter_async_context(open_http(clock))
     fleet = Fleet(settings.profiles)
     metrics = Metrics()
@@ -162,13 +162,13 @@ def _smartcar_options(name: str, settings: SmartcarSettings) -> SmartcarOptions:
 
 def _mqtt_options(settings: MqttSettings) -> MqttOptions:
     return MqttOptions(
-        host=settings.host,
-        port=settings.port,
-        tls=settings.tls,
+        host=settings.url.host,
+        port=settings.url.port,
+        tls=settings.url.tls,
         ca_file=settings.ca_file,
         client_certificate=settings.client_certificate,
         client_key=settings.client_key,
-        websocket_path=settings.websocket_path,
+        websocket_path=settings.url.websocket_path,
         username=settings.username,
         password=settings.password.reveal() if settings.password is not None else None,
         client_id=settings.client_id,
@@ -185,7 +185,7 @@ class _Daemon:
 
     settings: Settings
     clock: Clock
-    log: FilteringBoundLogger
+    log: Log
     notifier: Notifier
     opened: AsyncExitStack
     store: Any
@@ -212,12 +212,12 @@ class _Daemon:
             Health(ready=self._not_ready, healthy=self._not_healthy),
             started_at=self.clock.now(),
         )
-        http = self.settings.http
+        listen = self.settings.http.listen
         url = await self.opened.enter_async_context(
-            serving(app, host=http.host, port=http.port, unix_path=http.unix_path)
+            serving(app, host=listen.host, port=listen.port, unix_path=listen.unix_path)
         )
         watch = FreshnessWatch(self.fleet, self.clock, self.cars.announce)
-        announcer = app.announcer
+        announcer = app[ANNOUNCER]
 
         def tell(car: Car, reading: Reading | None) -> None:
             watch.follow(car)
@@ -264,13 +264,17 @@ class _Daemon:
 
     async def _until(self, stop: asyncio.Event) -> None:
         """Until we are told to stop. A bug that nobody else could raise is raised here."""
-        stopped = asyncio.ensure_future(stop.wait())
+
+        async def stopped() -> None:
+            await stop.wait()
+            if not self.bugs.done():
+                self.bugs.set_result(None)
+
+        waiting = asyncio.create_task(stopped())
         try:
-            await asyncio.wait({stopped, self.bugs}, return_when=asyncio.FIRST_COMPLETED)
+            await self.bugs
         finally:
-            stopped.cancel()
-        if self.bugs.done():
-            self.bugs.result()
+            waiting.cancel()
 
     async def _hand_over(self) -> None:
         """Readings that are committed and not yet taken: told now if the broker is there, else next time."""

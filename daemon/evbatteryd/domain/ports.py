@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, Self
 
 from evbatteryd.domain.fleet import Car, Schedule
 from evbatteryd.domain.ledger import Bucket
@@ -197,6 +197,17 @@ class Store(Protocol):
     async def prune(self, before: datetime) -> int:
         """Delete readings fetched before that and taken by every sink; return how many."""
         ...
+
+
+class Log(Protocol):
+    """Where events are told: a name, and what goes with it. structlog's bound loggers are such."""
+
+    def bind(self, **fields: object) -> Self: ...
+    def debug(self, event: str, **fields: object) -> None: ...
+    def info(self, event: str, **fields: object) -> None: ...
+    def warning(self, event: str, **fields: object) -> None: ...
+    def error(self, event: str, **fields: object) -> None: ...
+    def exception(self, event: str, **fields: object) -> None: ...
 
 
 class Tally(Protocol):

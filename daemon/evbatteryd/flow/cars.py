@@ -13,12 +13,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
-from structlog.typing import FilteringBoundLogger
-
 from evbatteryd.domain.cadence import first_poll, resumed
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Car, Fleet, Schedule
-from evbatteryd.domain.ports import Clock, Polled, Store
+from evbatteryd.domain.ports import Clock, Log, Polled, Store
 from evbatteryd.domain.reading import Reading
 from evbatteryd.domain.vehicle import Consent, VehicleId, slug_for
 from evbatteryd.flow.timer import CohortTimer
@@ -36,9 +34,7 @@ class Listener(Protocol):
 class Cars:
     """Changes to cars: durable, in order per car, then announced."""
 
-    def __init__(
-        self, fleet: Fleet, store: Store, clock: Clock, timer: CohortTimer, log: FilteringBoundLogger
-    ) -> None:
+    def __init__(self, fleet: Fleet, store: Store, clock: Clock, timer: CohortTimer, log: Log) -> None:
         self.fleet = fleet
         self._store = store
         self._clock = clock

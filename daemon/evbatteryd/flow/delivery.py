@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from structlog.typing import FilteringBoundLogger
-
 from evbatteryd.domain.errors import SinkError, StoreError
-from evbatteryd.domain.ports import Clock, Sink, Store, Tally
+from evbatteryd.domain.ports import Clock, Log, Sink, Store, Tally
 
 BATCH = 500
 PAUSE = timedelta(seconds=2)
@@ -17,9 +15,7 @@ PAUSE = timedelta(seconds=2)
 class Delivery:
     """One sink's way through the journal."""
 
-    def __init__(
-        self, store: Store, sink: Sink, clock: Clock, tally: Tally, log: FilteringBoundLogger
-    ) -> None:
+    def __init__(self, store: Store, sink: Sink, clock: Clock, tally: Tally, log: Log) -> None:
         self._store = store
         self._sink = sink
         self._clock = clock

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from structlog.typing import FilteringBoundLogger
-
 from evbatteryd.domain.cadence import Answered, Facts, Failed, Outcome, activity, next_poll
 from evbatteryd.domain.errors import (
     ApplicationRateLimited,
@@ -20,7 +18,7 @@ from evbatteryd.domain.errors import (
 )
 from evbatteryd.domain.fleet import Car, Trouble
 from evbatteryd.domain.plausibility import plausible
-from evbatteryd.domain.ports import Clock, Polled, Source, Tally
+from evbatteryd.domain.ports import Clock, Log, Polled, Source, Tally
 from evbatteryd.domain.reading import Observation, Rejected, Signal, merge
 from evbatteryd.domain.vehicle import VehicleId
 from evbatteryd.flow.cars import Cars
@@ -57,7 +55,7 @@ class Poller:
         clock: Clock,
         timer: CohortTimer,
         tally: Tally,
-        log: FilteringBoundLogger,
+        log: Log,
         *,
         applications: Mapping[str, tuple[Source, Purse]],
         max_in_flight: int,

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
-from structlog.typing import FilteringBoundLogger
-
 from evbatteryd.domain.cadence import first_poll
 from evbatteryd.domain.errors import ApplicationRateLimited, SourceError, StoreError
 from evbatteryd.domain.fleet import Car, Fleet
-from evbatteryd.domain.ports import Clock, Source
+from evbatteryd.domain.ports import Clock, Log, Source
 from evbatteryd.domain.vehicle import Consent
 from evbatteryd.flow.cars import Cars
 from evbatteryd.flow.purse import Purse
@@ -30,7 +28,7 @@ class Roster:
         purse: Purse,
         cars: Cars,
         clock: Clock,
-        log: FilteringBoundLogger,
+        log: Log,
         *,
         every: timedelta,
         brand_of: Callable[[str], str],
