@@ -30,14 +30,17 @@ class WallClock:
 
 
 class FastClock:
-    """Starts at ``start`` and runs ``speed`` times as fast as the machine's monotonic clock."""
+    """Shows ``start`` when the machine's monotonic clock shows ``origin``, and runs ``speed`` times as fast.
 
-    def __init__(self, speed: float, start: datetime | None = None) -> None:
+    Processes of one machine that are given the same three share one time.
+    """
+
+    def __init__(self, speed: float, start: datetime | None = None, origin: float | None = None) -> None:
         if not speed > 0:
             raise ValueError(f"speed must be above 0, not {speed}")
         self.speed = speed
         self._start = start or datetime.now(UTC)
-        self._origin = time.monotonic()
+        self._origin = time.monotonic() if origin is None else origin
 
     def now(self) -> datetime:
         elapsed = timedelta(seconds=(time.monotonic() - self._origin) * self.speed)

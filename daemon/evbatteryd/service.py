@@ -149,6 +149,12 @@ async def _build(
     )
 
 
+async def _for_ever(name: str, life: Coroutine[Any, Any, None]) -> None:
+    """A part that ends by itself is a bug: better the process ends than that it goes on without it."""
+    await life
+    raise RuntimeError(f"{name} ended although nobody stopped it")
+
+
 def _smartcar_options(name: str, settings: SmartcarSettings) -> SmartcarOptions:
     return SmartcarOptions(
         application=name,
@@ -297,7 +303,7 @@ class _Daemon:
     def _start(
         group: asyncio.TaskGroup, lives: list[tuple[str, Coroutine[Any, Any, None]]]
     ) -> list[asyncio.Task[None]]:
-        return [group.create_task(life, name=name) for name, life in lives]
+        return [group.create_task(_for_ever(name, life), name=name) for name, life in lives]
 
     def _set_bells(self, watch: FreshnessWatch, tasks: asyncio.TaskGroup) -> None:
         def heartbeat() -> None:

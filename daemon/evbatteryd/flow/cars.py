@@ -67,14 +67,13 @@ class Cars:
 
     async def enrol(self, consent: Consent, brand: str) -> Car:
         """A new vehicle, asked within seconds."""
-        words = " ".join(part for part in (consent.make, consent.model) if part)
-        name = " ".join(part for part in (_titled(consent.make), consent.model) if part)
+        name = _name(consent.make, consent.model)
         now = self._clock.now()
         first = first_poll(0.5, now)
         car = await self._kept(
             lambda: self._store.enrol(
                 consent,
-                slug=slug_for(words, self.fleet.slugs),
+                slug=slug_for(name, self.fleet.slugs),
                 name=name,
                 brand=brand,
                 schedule=Schedule(due=first.at, reason=first.reason),
@@ -154,6 +153,9 @@ class Cars:
                 self._guards[vehicle_id] = (lock, users - 1)
 
 
-def _titled(make: str) -> str:
-    """``LAND ROVER`` as people write it; short makes (BMW, MG, DS, RAM, GMC, BYD) stay as they are."""
-    return make if len(make) <= 3 else make.title()
+def _name(make: str, model: str | None) -> str:
+    """``Land Rover Defender``, ``BMW i4``, ``Polestar 2``: short makes stay as they are, none is said twice."""
+    badge = make if len(make) <= 3 else make.title()
+    if model is None:
+        return badge
+    return model if model.lower().startswith(badge.lower()) else f"{badge} {model}"
