@@ -95,7 +95,7 @@ async def _build(
     applications: dict[str, tuple[Source, Purse]] = {}
     rosters: list[Roster] = []
     timer = CohortTimer(clock, on_bug)
-    cars = Cars(fleet, store, clock, timer, log)
+    cars = Cars(fleet, store, clock, timer, log, brand_of=lambda make: brand_of(make, settings.profiles))
     for name, application in settings.smartcar.items():
         purse = Purse(name, application.budget, fleet, store, clock, metrics)
         source = SOURCES["smartcar"](
@@ -110,7 +110,6 @@ async def _build(
             clock,
             log,
             every=settings.polling.consents_every,
-            brand_of=lambda make: brand_of(make, settings.profiles),
         )
         rosters.append(roster)
     poller = Poller(
@@ -236,7 +235,7 @@ class _Daemon:
         self.cars.listen(tell)
         for purse in self.purses:
             await purse.open()
-        await self.cars.load()
+        await self.cars.load(self.settings.smartcar)
         for roster in self.rosters:
             roster.count()
         # What lives as long as the process need not be walked by every collection.

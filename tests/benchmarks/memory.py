@@ -80,10 +80,11 @@ async def _load(path: Path) -> None:
     began = time.perf_counter()
     async with open_store(path) as store:
         fleet = Fleet(load_profiles())
-        cars = Cars(fleet, store, clock, CohortTimer(clock, lambda bug: None), get_logger("bench"))
+        timer = CohortTimer(clock, lambda bug: None)
+        cars = Cars(fleet, store, clock, timer, get_logger("bench"), brand_of=lambda make: "renault")
         watch = FreshnessWatch(fleet, clock, lambda car: None)
         cars.listen(lambda car, reading: watch.follow(car))
-        await cars.load()
+        await cars.load({"bench"})
         seconds = time.perf_counter() - began
         gc.collect()
         print(bare, _resident(), seconds)

@@ -366,3 +366,15 @@ async def test_drain_lets_answers_arrive_and_gives_up_the_rest(tmp_path: Path) -
         assert w.poller.in_flight == 0
         assert w.fleet[arriving.id].reading_id is not None
         assert w.fleet[stuck.id].reading_id is None
+
+
+async def test_cars_of_an_application_that_is_not_configured_are_kept_and_asked_again_when_it_is(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await w.enrol()
+        await w.cars.load({"another"})
+        assert w.fleet[car.id].schedule.due is None
+        assert "not configured" in w.fleet[car.id].schedule.reason
+        await w.cars.load({"home"})
+        assert w.fleet[car.id].schedule.due == car.schedule.due

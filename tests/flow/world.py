@@ -73,6 +73,10 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+def _brand_of(make: str) -> str:
+    return make.lower() if make.lower() in PROFILES else "unknown"
+
+
 Answer = Callable[[Vehicle], Awaitable[Observation]]
 
 
@@ -145,7 +149,7 @@ class World:
         self.fleet = Fleet(PROFILES)
         self.metrics = Metrics()
         self.timer = CohortTimer(clock, self.bugs.append)
-        self.cars = Cars(self.fleet, store, clock, self.timer, log)
+        self.cars = Cars(self.fleet, store, clock, self.timer, log, brand_of=_brand_of)
         self.cars.listen(lambda car, reading: self.heard.append((car, reading)))
         self.purse = Purse("home", budget, self.fleet, store, clock, self.metrics)
         self.poller = Poller(
@@ -167,7 +171,6 @@ class World:
             clock,
             log,
             every=timedelta(minutes=15),
-            brand_of=lambda make: make.lower() if make.lower() in PROFILES else "unknown",
         )
 
     def _keep(self, _: object, method: str, event: dict[str, object]) -> str:
@@ -178,9 +181,8 @@ class World:
         return [line for line in self.log_lines if line["event"] == event]
 
     async def enrol(self, count: int = 1, make: str = "RENAULT") -> list[Car]:
-        brand = make.lower() if make.lower() in PROFILES else "unknown"
         first = len(self.fleet)
-        cars = [await self.cars.enrol(consent(first + n, make), brand) for n in range(count)]
+        cars = [await self.cars.enrol(consent(first + n, make)) for n in range(count)]
         self.roster.count()
         return cars
 
@@ -207,7 +209,7 @@ async def world(
     async with open_store(path / "evbatteryd.db") as store:
         made = World(store, clock or VirtualClock(), budget or Budget(), max_in_flight)
         await made.purse.open()
-        await made.cars.load()
+        await made.cars.load({"home"})
         running = asyncio.create_task(made.poller.run())
         try:
             yield made

@@ -7,7 +7,7 @@ car happen one after the other, so a consent that is withdrawn while an answer a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -34,12 +34,22 @@ class Listener(Protocol):
 class Cars:
     """Changes to cars: durable, in order per car, then announced."""
 
-    def __init__(self, fleet: Fleet, store: Store, clock: Clock, timer: CohortTimer, log: Log) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        store: Store,
+        clock: Clock,
+        timer: CohortTimer,
+        log: Log,
+        *,
+        brand_of: Callable[[str], str],
+    ) -> None:
         self.fleet = fleet
         self._store = store
         self._clock = clock
         self._timer = timer
         self._log = log
+        self._brand_of = brand_of
         self._listeners: list[Listener] = []
         self._guards: dict[VehicleId, tuple[asyncio.Lock, int]] = {}
         self._store_failing = False
@@ -47,15 +57,23 @@ class Cars:
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
-    async def load(self) -> None:
-        """Everything the store knows, its schedule taken up so that nothing bursts."""
+    async def load(self, applications: Container[str]) -> None:
+        """Everything the store knows, its schedule taken up so that nothing bursts.
+
+        Cars of an application that is not among ``applications`` (any more) are kept, and not asked.
+        """
         now = self._clock.now()
+        strangers = 0
         for number, car in enumerate(await self._store.cars()):
-            known = car
-            if car.vehicle.brand not in self.fleet.profiles:
-                known = replace(car, vehicle=replace(car.vehicle, brand="unknown"))
-            schedule = known.schedule
-            if schedule.due is not None:
+            # By the profiles of today: a brand may have been added, renamed or removed since.
+            brand = self._brand_of(car.vehicle.consent.make)
+            known = replace(car, vehicle=replace(car.vehicle, brand=brand))
+            schedule, application = known.schedule, car.vehicle.consent.application
+            if application not in applications:
+                strangers += 1
+                why = f"its Smartcar application {application!r} is not configured"
+                known = replace(known, schedule=replace(schedule, due=None, reason=why))
+            elif schedule.due is not None:
                 profile = self.fleet.profile(known)
                 again = resumed(schedule.due, schedule.reason, profile, known.vehicle.spread, now)
                 known = replace(known, schedule=replace(schedule, due=again.at, reason=again.reason))
@@ -64,8 +82,10 @@ class Cars:
             self._announce(known, None)
             if number % 256 == 255:
                 await asyncio.sleep(0)
+        if strangers:
+            self._log.warning("vehicles.not_polled", count=strangers, reason="application not configured")
 
-    async def enrol(self, consent: Consent, brand: str) -> Car:
+    async def enrol(self, consent: Consent) -> Car:
         """A new vehicle, asked within seconds."""
         name = _name(consent.make, consent.model)
         now = self._clock.now()
@@ -75,7 +95,7 @@ class Cars:
                 consent,
                 slug=slug_for(name, self.fleet.slugs),
                 name=name,
-                brand=brand,
+                brand=self._brand_of(consent.make),
                 schedule=Schedule(due=first.at, reason=first.reason),
                 at=now,
             )
@@ -124,9 +144,6 @@ class Cars:
             return done
 
     def _took(self, car: Car, reading: Reading | None) -> None:
-        known = self.fleet.get(car.id)
-        if known is not None and known.vehicle.brand != car.vehicle.brand:
-            self._timer.arm(car.id, known.vehicle.brand, None)
         self.fleet.put(car)
         self._arm(car)
         self._announce(car, reading)
@@ -154,7 +171,7 @@ class Cars:
 
 
 def _name(make: str, model: str | None) -> str:
-    """``Land Rover Defender``, ``BMW i4``, ``Polestar 2``: short makes stay as they are, none is said twice."""
+    """``Land Rover Defender``, ``BMW i4``, ``Polestar 2``: short makes stay as they are."""
     badge = make if len(make) <= 3 else make.title()
     if model is None:
         return badge

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -31,7 +31,6 @@ class Roster:
         log: Log,
         *,
         every: timedelta,
-        brand_of: Callable[[str], str],
     ) -> None:
         self._application = application
         self._source = source
@@ -41,7 +40,6 @@ class Roster:
         self._clock = clock
         self._log = log.bind(application=application)
         self._every = every
-        self._brand_of = brand_of
         self._failing = 0
         self._again = asyncio.Event()
 
@@ -118,10 +116,9 @@ class Roster:
         }
 
     async def _enrol(self, consent: Consent) -> None:
-        brand = self._brand_of(consent.make)
-        car = await self._cars.enrol(consent, brand)
+        car = await self._cars.enrol(consent)
         self._purse.cars += 1
-        self._log.info("vehicle.enrolled", vehicle=car.slug, make=consent.make, brand=brand)
+        self._log.info("vehicle.enrolled", vehicle=car.slug, make=consent.make, brand=car.vehicle.brand)
 
     async def _renew(self, car: Car, consent: Consent) -> None:
         if car.vehicle.consent == consent and car.vehicle.withdrawn_at is None:
@@ -130,10 +127,9 @@ class Roster:
             car.vehicle.consent.connection_id != consent.connection_id
             or car.vehicle.consent.permissions != consent.permissions
         )
-        brand = self._brand_of(consent.make)
 
         def renewed(now_car: Car) -> Car:
-            vehicle = replace(now_car.vehicle, consent=consent, brand=brand, withdrawn_at=None)
+            vehicle = replace(now_car.vehicle, consent=consent, withdrawn_at=None)
             if not anew:
                 return replace(now_car, vehicle=vehicle)
             first = first_poll(now_car.vehicle.spread, self._clock.now())

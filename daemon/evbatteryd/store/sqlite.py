@@ -1,0 +1,370 @@
+"""The store in one SQLite file: the journal of readings, what is known of each vehicle, the ledger of calls.
+
+Instants are kept in whole milliseconds, rounded down; what :meth:`SqliteStore.record` and
+:meth:`SqliteStore.enrol` return is already what a later start will load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from sys import intern
+from typing import Any, Final
+
+from evbatteryd.domain.errors import StoreError
+from evbatteryd.domain.fleet import Car, Schedule
+from evbatteryd.domain.ledger import Bucket
+from evbatteryd.domain.ports import Account, Polled, Reservation
+from evbatteryd.domain.reading import BatteryState, Reading, Rejected
+from evbatteryd.domain.vehicle import Consent, Vehicle, VehicleId
+from evbatteryd.store import codec, database
+from evbatteryd.store import statements as sql
+from evbatteryd.store.codec import Row
+from evbatteryd.store.failures import explaining
+from evbatteryd.store.reader import Reader
+from evbatteryd.store.writer import Operation, T, Writer
+
+_KEPT_REJECTIONS: Final = 20
+"""Rejected values of each vehicle that are kept."""
+_PRUNE_SLICE: Final = 2000
+"""Positions of the journal that one transaction clears at most: a few milliseconds for whoever writes."""
+_OVERHEAD: Final = 0
+"""Stands in the ledger for the vehicle of a request that no vehicle pays for."""
+
+
+@asynccontextmanager
+async def open_store(
+    path: Path, *, create: bool = True, read_only: bool = False
+) -> AsyncIterator[SqliteStore]:
+    """The store at ``path``, brought up to date; the file and its folder are made if need be.
+
+    Only one process may write. ``read_only`` looks at a store that another process may be writing to: it
+    takes no lock, makes nothing, and whatever would write raises StoreError.
+    Raises StoreError if the file is in use, is not ours, is newer than this program, or cannot be used.
+    Leaving waits until everything handed over is written.
+    """
+    with ExitStack() as opened:
+        with explaining(path):
+            store = _open(path, opened, create=create, read_only=read_only)
+        try:
+            yield store
+        finally:
+            closing = asyncio.create_task(store.close(), name="close-store")
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                await closing  # finish writing, then go
+                raise
+
+
+def _open(path: Path, opened: ExitStack, *, create: bool, read_only: bool) -> SqliteStore:
+    """Blocks: there is nothing to do before the store is open. ``opened`` closes what was opened."""
+    if create and not read_only:
+        database.make_file(path)
+    elif not path.exists():
+        raise StoreError(f"there is no database at {path}: evbatteryd makes it when it first runs")
+    writing = None
+    if not read_only:
+        opened.callback(database.Lock(path).release)
+        writing = database.open_for_writing(path)
+        opened.callback(writing.close)
+    reading = database.open_for_reading(path)
+    opened.callback(reading.close)
+    [epoch] = reading.execute(sql.EPOCH).fetchone()
+    head = database.head(reading)
+    writer = None if writing is None else Writer(writing, path, head)
+    return SqliteStore(path, epoch, head, Reader(reading, path), writer)
+
+
+class SqliteStore:
+    """Implements :class:`evbatteryd.domain.ports.Store`. Made by :func:`open_store`."""
+
+    def __init__(self, path: Path, epoch: str, head: int, reader: Reader, writer: Writer | None) -> None:
+        self._path = path
+        self._epoch = epoch
+        self._head = head
+        self._reader = reader
+        self._writer = writer
+
+    async def close(self) -> None:
+        """Answer and write what is waiting. Afterwards every call raises StoreError."""
+        await self._reader.close()
+        if self._writer is not None:
+            await self._writer.close()
+
+    async def cars(self) -> list[Car]:
+        """Every vehicle ever enrolled, with its state and schedule, by id."""
+
+        def query(db: sqlite3.Connection) -> list[Car]:
+            with _collector_paused():
+                return [self._car(row) for row in db.execute(sql.CARS)]
+
+        return await self._reader.read(query)
+
+    async def enrol(
+        self, consent: Consent, *, slug: str, name: str, brand: str, schedule: Schedule, at: datetime
+    ) -> Car:
+        """A new vehicle. Raises StoreError if the slug is taken."""
+        consent_row, schedule_row = codec.encode_consent(consent), codec.encode_schedule(schedule)
+        enrolled_ms = codec.to_ms(at)
+
+        def operation(db: sqlite3.Connection) -> int:
+            row = (slug, name, brand, enrolled_ms, _application(db, consent.application), *consent_row)
+            try:
+                [(vehicle_id,)] = db.execute(sql.ENROL, row).fetchall()
+            except sqlite3.IntegrityError as error:
+                raise StoreError(f"a vehicle is already enrolled as {slug!r}") from error
+            db.execute(sql.FIRST_SCHEDULE, (vehicle_id, *schedule_row))
+            return int(vehicle_id)
+
+        vehicle = Vehicle(
+            id=VehicleId(await self._write(operation)),
+            slug=slug,
+            name=name,
+            brand=brand,
+            consent=consent,
+            enrolled_at=codec.from_ms(enrolled_ms),
+        )
+        return Car(vehicle=vehicle, schedule=codec.decode_schedule(schedule_row))
+
+    async def update(self, car: Car) -> None:
+        """Consent, name, schedule and trouble as in ``car``; its state and readings stay."""
+        vehicle = car.vehicle
+        withdrawn_ms = codec.maybe_to_ms(vehicle.withdrawn_at)
+        consent_row = codec.encode_consent(vehicle.consent)
+        latest_row = (*codec.encode_schedule(car.schedule), *codec.encode_trouble(car.trouble))
+
+        def operation(db: sqlite3.Connection) -> None:
+            application_id = _application(db, vehicle.consent.application)
+            row = (vehicle.id, vehicle.name, withdrawn_ms, application_id, *consent_row)
+            db.execute(sql.UPDATE_VEHICLE, row)
+            if db.execute(sql.UPDATE_LATEST, (*latest_row, vehicle.id)).rowcount == 0:
+                raise _unknown(vehicle.id)
+
+        await self._write(operation)
+
+    async def record(self, polled: Polled) -> tuple[Car, Reading | None]:
+        """Commit an answer; return the car with its new ``reading_id``, and the reading if there was news."""
+        car, vehicle_id = polled.car, polled.car.id
+        state_row = codec.encode_state(car.state, codec.to_ms(polled.at), polled.origin)
+        schedule_row, trouble_row = codec.encode_schedule(car.schedule), codec.encode_trouble(car.trouble)
+        rejected_rows = [(vehicle_id, *codec.encode_rejected(rejected)) for rejected in polled.rejected]
+
+        def operation(db: sqlite3.Connection) -> tuple[int | None, int | None]:
+            seq = db.execute(sql.JOURNAL, (vehicle_id, *state_row)).lastrowid if polled.news else None
+            latest_row = (*state_row, *schedule_row, *trouble_row, seq, vehicle_id)
+            if not (newest := db.execute(sql.RECORD, latest_row).fetchall()):
+                raise _unknown(vehicle_id)
+            if rejected_rows:
+                db.executemany(sql.REJECT, rejected_rows)
+                db.execute(sql.FORGET_REJECTED, (vehicle_id, _KEPT_REJECTIONS))
+            if polled.excerpt is not None:
+                db.execute(sql.KEEP_EXCERPT, (vehicle_id, polled.excerpt))
+            return seq, newest[0][0]
+
+        seq, newest = await self._write(operation)
+        state = codec.decode_state(state_row)
+        kept = replace(
+            car,
+            state=state,
+            schedule=codec.decode_schedule(schedule_row),
+            trouble=codec.decode_trouble(trouble_row),
+            reading_id=None if newest is None else self._reading_id(newest),
+        )
+        return kept, None if seq is None else self._reading(seq, vehicle_id, state_row, state)
+
+    async def reserve(self, reservation: Reservation) -> None:
+        """Note a request before it is sent: the ledger, the bucket, and when the vehicle falls due."""
+        vehicle_id, bucket = reservation.vehicle_id, reservation.bucket
+        bucket_row = (reservation.application, bucket.level, codec.to_ms(bucket.at))
+        window_ms, at_ms = codec.to_ms(reservation.window_start), codec.to_ms(reservation.at)
+        due_ms = codec.maybe_to_ms(reservation.due)
+
+        def operation(db: sqlite3.Connection) -> None:
+            [(application_id,)] = db.execute(sql.SPEND_BUCKET, bucket_row).fetchall()
+            db.execute(sql.SPEND, (application_id, window_ms, vehicle_id or _OVERHEAD))
+            if vehicle_id is None or due_ms is None:
+                return
+            if db.execute(sql.FALL_DUE, (due_ms, at_ms, vehicle_id)).rowcount == 0:
+                raise _unknown(vehicle_id)
+
+        await self._write(operation)
+
+    async def account(self, application: str, window_start: datetime) -> Account:
+        """What was spent in the period that starts at ``window_start``."""
+        window_ms = codec.to_ms(window_start)
+
+        def query(db: sqlite3.Connection) -> Account:
+            bucket = db.execute(sql.BUCKET, (application,)).fetchone()
+            spent = dict(db.execute(sql.SPENT, (application, window_ms)).fetchall())
+            overhead = spent.pop(_OVERHEAD, 0)
+            return Account(
+                spent=spent,
+                overhead=overhead,
+                bucket=None if bucket is None else Bucket(bucket[0], codec.from_ms(bucket[1])),
+            )
+
+        return await self._reader.read(query)
+
+    async def correct(
+        self, application: str, vehicle_id: VehicleId, window_start: datetime, calls: int
+    ) -> None:
+        """Set a vehicle's spent calls: the source says it counts otherwise (430)."""
+        window_ms = codec.to_ms(window_start)
+
+        def operation(db: sqlite3.Connection) -> None:
+            db.execute(sql.CORRECT, (_application(db, application), window_ms, vehicle_id, calls))
+
+        await self._write(operation)
+
+    async def after(self, seq: int, limit: int) -> list[Reading]:
+        """Readings of the journal after position ``seq``, oldest first."""
+        return await self._readings(sql.AFTER, (seq, limit))
+
+    async def cursor(self, sink: str) -> int:
+        """How far ``sink`` has come; 0 for a new one, for which nothing untaken is pruned from then on."""
+        known = await self._value(sql.CURSOR, (sink,))
+        if known is None and self._writer is not None:
+            await self.delivered(sink, 0)
+        return known or 0
+
+    async def delivered(self, sink: str, seq: int) -> None:
+        """``sink`` has taken everything up to and including ``seq``. A cursor never goes back."""
+
+        def operation(db: sqlite3.Connection) -> None:
+            db.execute(sql.DELIVERED, (sink, seq))
+
+        await self._write(operation)
+
+    @property
+    def head(self) -> int:
+        """Position of the newest committed reading; opened for reading only, as it was then."""
+        return self._head if self._writer is None else self._writer.head
+
+    async def history(
+        self, vehicle_id: VehicleId, since: datetime, until: datetime, limit: int
+    ) -> list[Reading]:
+        """Readings of one vehicle whose state of charge was measured in [since, until), oldest first.
+
+        A reading of which the OEM did not say when is not among them.
+        """
+        span = (codec.to_ms_up(since), codec.to_ms_up(until))
+        return await self._readings(sql.HISTORY, (vehicle_id, *span, limit))
+
+    async def rejections(self, vehicle_id: VehicleId) -> list[Rejected]:
+        """The last values of this vehicle that could not be, newest first."""
+        return await self._reader.read(
+            lambda db: [codec.decode_rejected(row) for row in db.execute(sql.REJECTIONS, (vehicle_id,))]
+        )
+
+    async def excerpt(self, vehicle_id: VehicleId) -> str | None:
+        """The redacted start of this vehicle's last answer that could not be read."""
+        found: str | None = await self._value(sql.EXCERPT, (vehicle_id,))
+        return found
+
+    async def prune(self, before: datetime) -> int:
+        """Delete readings fetched before that and taken by every sink; return how many.
+
+        Goes through the journal in slices, so that whoever writes meanwhile is not held up.
+        """
+        before_ms = codec.to_ms_up(before)
+        first = await self._value(sql.FIRST, ())
+        deleted = 0
+        if first is not None:
+            for start in range(first, self.head + 1, _PRUNE_SLICE):
+                deleted += await self._prune_slice((start, start + _PRUNE_SLICE, before_ms))
+        return deleted
+
+    async def _prune_slice(self, bounds: Row) -> int:
+        """Asks the reader first: most slices have nothing to delete, and then nobody has to write."""
+        if await self._value(sql.ANY_PRUNABLE, bounds) is None:
+            return 0
+        return await self._write(lambda db: db.execute(sql.PRUNE, bounds).rowcount)
+
+    async def _write(self, operation: Operation[T]) -> T:
+        if self._writer is None:
+            raise StoreError(f"{self._path} was opened for reading only")
+        return await self._writer.write(operation)
+
+    async def _value(self, statement: str, arguments: Row) -> Any:
+        """The one value that ``statement`` finds, or None."""
+        found = await self._reader.read(lambda db: db.execute(statement, arguments).fetchone())
+        return None if found is None else found[0]
+
+    async def _readings(self, statement: str, arguments: Row) -> list[Reading]:
+        def query(db: sqlite3.Connection) -> list[Reading]:
+            rows = db.execute(statement, arguments)
+            return [
+                self._reading(seq, vehicle_id, state_row, codec.decode_state(state_row))
+                for seq, vehicle_id, *state_row in rows
+            ]
+
+        return await self._reader.read(query)
+
+    def _reading(self, seq: int, vehicle_id: int, state_row: Row, state: BatteryState) -> Reading:
+        return Reading(
+            seq=seq,
+            reading_id=self._reading_id(seq),
+            vehicle_id=VehicleId(vehicle_id),
+            state=state,
+            fetched_at=codec.from_ms(state_row[0]),
+            origin=codec.origin_of(state_row[1]),
+        )
+
+    def _reading_id(self, seq: int) -> str:
+        return f"{self._epoch}-{seq}"
+
+    def _car(self, row: Row) -> Car:
+        columns = iter(row)
+        vehicle_id, slug, name, brand, enrolled_ms, withdrawn_ms = islice(columns, 6)
+        vehicle = Vehicle(
+            id=VehicleId(vehicle_id),
+            slug=slug,
+            name=name,
+            brand=intern(brand),
+            consent=codec.decode_consent(next(columns), tuple(islice(columns, codec.CONSENT_WIDTH))),
+            enrolled_at=codec.from_ms(enrolled_ms),
+            withdrawn_at=codec.maybe_from_ms(withdrawn_ms),
+        )
+        seq = next(columns)
+        return Car(
+            vehicle=vehicle,
+            reading_id=None if seq is None else self._reading_id(seq),
+            state=codec.decode_state(tuple(islice(columns, codec.STATE_WIDTH))),
+            schedule=codec.decode_schedule(tuple(islice(columns, codec.SCHEDULE_WIDTH))),
+            trouble=codec.decode_trouble(tuple(islice(columns, codec.TROUBLE_WIDTH))),
+        )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Look for no garbage meanwhile.
+
+    A large fleet is millions of objects that stay. To walk them again and again while they are made stops
+    every thread, the event loop's too, for as long as half a second each time.
+    """
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
+
+
+def _application(db: sqlite3.Connection, name: str) -> int:
+    """The key of an application, which it is given when it is first heard of."""
+    found = db.execute(sql.APPLICATION, (name,)).fetchall()
+    [(application_id,)] = found or db.execute(sql.NEW_APPLICATION, (name,)).fetchall()
+    return int(application_id)
+
+
+def _unknown(vehicle_id: VehicleId) -> StoreError:
+    return StoreError(f"no vehicle {vehicle_id} is enrolled")

@@ -1,0 +1,80 @@
+"""What the tests run as a process of its own: ``python -m tests.store.child VERB PATH``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import sys
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from evbatteryd.domain.errors import StoreError
+from evbatteryd.domain.fleet import Car
+from evbatteryd.domain.ports import Store
+from evbatteryd.store import open_store
+from tests.store.cars import MINUTE, START, all_readings, answer, enrolled, recorded, request
+
+
+def say(**what: object) -> None:
+    print(json.dumps(what), flush=True)
+
+
+async def hold(path: Path) -> None:
+    """Keep the store open until killed."""
+    async with open_store(path):
+        say(open=True)
+        await asyncio.Event().wait()
+
+
+async def hammer(path: Path) -> None:
+    """Twenty cars ask and answer as fast as they can, and every acknowledged write is told. Until killed."""
+
+    async def drive(store: Store, car: Car) -> None:
+        for minute in count():
+            await store.reserve(request(car.id, due=START + minute * MINUTE))
+            say(reserved=car.id, calls=minute + 1)
+            car, reading = await store.record(answer(car, minute, soc=minute % 101, excerpt=str(minute)))
+            assert reading is not None
+            say(recorded=car.id, seq=reading.seq, reading_id=reading.reading_id, minute=minute)
+
+    async with open_store(path) as store, asyncio.TaskGroup() as drivers:
+        for number in range(20):
+            drivers.create_task(drive(store, await enrolled(store, number)))
+
+
+async def fill(path: Path) -> None:
+    """Write until a file may not grow any further, then with room again. Tell what was kept of it."""
+    async with open_store(path) as store:
+        car = await enrolled(store)
+        log = path.with_name(path.name + "-wal")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 100_000, resource.RLIM_INFINITY))
+        kept, words = 0, ""
+        while not words:
+            try:
+                await recorded(store, car, kept)
+                kept += 1
+            except StoreError as error:
+                words = str(error)
+        together = await asyncio.gather(
+            *(store.record(answer(car, 9999, excerpt="x" * 10_000)) for _ in range(30)),
+            store.update(replace(car, vehicle=replace(car.vehicle, name="never" * 10_000))),
+            return_exceptions=True,
+        )
+        say(
+            kept=kept,
+            words=words,
+            refused=[type(result).__name__ for result in together],
+            head=store.head,
+            readings=len(await all_readings(store)),
+            excerpt=await store.excerpt(car.id),
+        )
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        reading = await recorded(store, car, kept)
+        say(seq=reading.seq, readings=len(await all_readings(store)))
+
+
+if __name__ == "__main__":
+    verb = {"hold": hold, "hammer": hammer, "fill": fill}[sys.argv[1]]
+    asyncio.run(verb(Path(sys.argv[2])))

@@ -1,0 +1,192 @@
+"""Whatever a domain object holds comes back from a real file, its instants rounded down to milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from evbatteryd.domain.fleet import Car, Schedule, Trouble
+from evbatteryd.domain.ports import Polled
+from evbatteryd.domain.profile import Activity
+from evbatteryd.domain.reading import BatteryState, ChargeState, Measurement, Origin, Rejected, Signal
+from evbatteryd.domain.vehicle import Consent
+from evbatteryd.store import codec, open_store
+
+ZONES = st.sampled_from([UTC, timezone(timedelta(hours=-9, minutes=-30)), timezone(timedelta(hours=14))])
+INSTANTS = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1), timezones=ZONES)  # noqa: DTZ001
+NUMBERS = st.floats(allow_nan=False)
+VALUES = dict.fromkeys(Signal, NUMBERS) | {
+    Signal.CHARGE_STATE: st.sampled_from(ChargeState),
+    Signal.CHARGING: st.booleans(),
+    Signal.PLUGGED_IN: st.booleans(),
+}
+ORIGINS = st.sampled_from(Origin)
+COUNTS = st.integers(0, 2**40)
+TEXTS = st.text(max_size=30)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> BatteryState:
+    """Signals that mostly share few instants, as they do in life, or do not."""
+    few = st.sampled_from(draw(st.lists(INSTANTS, min_size=1, max_size=3)))
+    instants = few | INSTANTS
+    signals = draw(st.sets(st.sampled_from(Signal)))
+    return BatteryState(
+        {
+            signal: Measurement(
+                signal, draw(VALUES[signal]), draw(st.none() | instants), draw(instants), draw(ORIGINS)
+            )
+            for signal in signals
+        }
+    )
+
+
+SCHEDULES = st.builds(
+    Schedule,
+    due=st.none() | INSTANTS,
+    reason=TEXTS,
+    polled_at=st.none() | INSTANTS,
+    answered_at=st.none() | INSTANTS,
+    outcome=TEXTS,
+    failures=COUNTS,
+    activity=st.sampled_from(Activity),
+    calls_per_poll=COUNTS,
+)
+TROUBLES = st.none() | st.builds(Trouble, TEXTS, TEXTS, TEXTS, INSTANTS)
+CONSENTS = st.builds(
+    Consent,
+    application=TEXTS,
+    connection_id=TEXTS,
+    vehicle_ref=TEXTS,
+    user_ref=TEXTS,
+    make=TEXTS,
+    model=st.none() | TEXTS,
+    year=st.none() | st.integers(-(2**40), 2**40),
+    powertrain=st.none() | TEXTS,
+    permissions=st.frozensets(TEXTS, max_size=5),
+)
+REJECTED = st.builds(Rejected, st.sampled_from(Signal), TEXTS, TEXTS, st.none() | INSTANTS, INSTANTS)
+
+
+def whole(at: datetime) -> datetime:
+    return at.astimezone(UTC).replace(microsecond=at.microsecond // 1000 * 1000)
+
+
+def maybe_whole(at: datetime | None) -> datetime | None:
+    return None if at is None else whole(at)
+
+
+def whole_state(state: BatteryState) -> BatteryState:
+    return BatteryState(
+        {
+            of.signal: replace(of, measured_at=maybe_whole(of.measured_at), fetched_at=whole(of.fetched_at))
+            for of in state
+        }
+    )
+
+
+def whole_car(car: Car) -> Car:
+    schedule, trouble = car.schedule, car.trouble
+    return replace(
+        car,
+        state=whole_state(car.state),
+        schedule=replace(
+            schedule,
+            due=maybe_whole(schedule.due),
+            polled_at=maybe_whole(schedule.polled_at),
+            answered_at=maybe_whole(schedule.answered_at),
+        ),
+        trouble=trouble and replace(trouble, since=whole(trouble.since)),
+    )
+
+
+@given(states(), INSTANTS, ORIGINS)
+def test_a_state_comes_back_with_every_time_and_type(
+    state: BatteryState, fetched: datetime, origin: Origin
+) -> None:
+    back = codec.decode_state(codec.encode_state(state, codec.to_ms(fetched), origin))
+    assert back == whole_state(state)
+    assert all(type(back.value(of.signal)) is type(of.value) for of in state)
+    assert all(of.measured_at is None or of.measured_at.tzinfo is UTC for of in back)
+
+
+@given(st.lists(INSTANTS, min_size=2, max_size=2))
+def test_rounding_keeps_the_order(instants: list[datetime]) -> None:
+    early, late = sorted(instants)
+    assert codec.to_ms(early) <= codec.to_ms(late)
+    assert codec.from_ms(codec.to_ms(early)) <= early <= codec.from_ms(codec.to_ms_up(early))
+    assert codec.to_ms_up(early) - codec.to_ms(early) in (0, 1)
+
+
+def test_a_usual_state_spends_no_bytes_on_times() -> None:
+    at = datetime(2026, 11, 1, tzinfo=UTC)
+    state = BatteryState({signal: Measurement(signal, 1.0, at, at) for signal in (Signal.SOC, Signal.RANGE)})
+    assert codec.encode_state(state, codec.to_ms(at), Origin.POLL)[-1] is None
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_signals_measured_together_share_their_difference(count: int) -> None:
+    at = datetime(2026, 11, 1, tzinfo=UTC)
+    old = [signal for signal in Signal if signal is not Signal.SOC][:count]
+    measured = dict.fromkeys(old, at - timedelta(hours=3)) | {Signal.SOC: at}
+    values = {Signal.CHARGE_STATE: ChargeState.CHARGING}
+    state = BatteryState(
+        {signal: Measurement(signal, values.get(signal, True), when, at) for signal, when in measured.items()}
+    )
+    assert len(codec.encode_state(state, codec.to_ms(at), Origin.POLL)[-1]) == count + 4
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    consent=CONSENTS,
+    schedules=st.tuples(SCHEDULES, SCHEDULES),
+    state=states(),
+    trouble=TROUBLES,
+    rejected=st.lists(REJECTED, max_size=3).map(tuple),
+    instants=st.tuples(INSTANTS, INSTANTS),
+    origin=ORIGINS,
+    names=st.tuples(TEXTS, TEXTS, TEXTS),
+)
+def test_a_car_comes_back_from_the_file(
+    tmp_path_factory: pytest.TempPathFactory,
+    consent: Consent,
+    schedules: tuple[Schedule, Schedule],
+    state: BatteryState,
+    trouble: Trouble | None,
+    rejected: tuple[Rejected, ...],
+    instants: tuple[datetime, datetime],
+    origin: Origin,
+    names: tuple[str, str, str],
+) -> None:
+    async def there_and_back(path: Path) -> None:
+        slug, name, brand = names
+        async with open_store(path) as store:
+            new = await store.enrol(
+                consent, slug=slug, name=name, brand=brand, schedule=schedules[0], at=instants[0]
+            )
+            assert new.vehicle.enrolled_at == whole(instants[0])
+            assert new == whole_car(replace(new, schedule=schedules[0]))
+            assert await store.cars() == [new]
+            answered = replace(new, state=state, schedule=schedules[1], trouble=trouble)
+            kept, reading = await store.record(
+                Polled(car=answered, news=True, at=instants[1], origin=origin, rejected=rejected)
+            )
+            assert kept == whole_car(replace(answered, reading_id=kept.reading_id))
+            assert reading is not None
+            assert (reading.state, reading.origin) == (kept.state, origin)
+            assert reading.fetched_at == whole(instants[1])
+        async with open_store(path) as store:
+            assert await store.cars() == [kept]
+            assert await store.after(0, 10) == [reading]
+            assert await store.rejections(kept.id) == [
+                replace(of, measured_at=maybe_whole(of.measured_at), fetched_at=whole(of.fetched_at))
+                for of in reversed(rejected)
+            ]
+
+    asyncio.run(there_and_back(tmp_path_factory.mktemp("round_trip") / "evbatteryd.db"))
