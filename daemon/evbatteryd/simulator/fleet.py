@@ -1,0 +1,115 @@
+"""Vehicles, the users who own them, and what these consented to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from evbatteryd.simulator.cars import Car
+from evbatteryd.simulator.clouds import Cloud
+from evbatteryd.simulator.draws import key_of, mix, uuid_of
+from evbatteryd.simulator.lives import Life
+from evbatteryd.simulator.tracks import Track
+
+PERMISSIONS: Final = ("control_charge", "read_battery", "read_charge", "read_odometer", "read_vehicle_info")
+SHARED_EVERY: Final = 7
+"""Every so many-th vehicle belongs to the user of the one before it."""
+DAYS_APART: Final = 28
+HOURS_APART: Final = 5
+
+_SHIFT, _VEHICLE_ID, _USER_ID, _SUBSCRIPTION_ID, _FIRST_CONNECTION_ID = 10, 100, 101, 102, 200
+
+
+class Vehicle:
+    """A car in a fleet: its ids and its owner's consent."""
+
+    __slots__ = ("car", "consents", "id", "number", "stands", "subscribed", "user_id")
+
+    def __init__(self, number: int, vehicle_id: str, user_id: str, car: Car) -> None:
+        self.number = number
+        self.id = vehicle_id
+        self.user_id = user_id
+        self.car = car
+        self.subscribed = True
+        """To the application's webhook: without it Smartcar's store holds nothing of the car."""
+        self.consents = 1
+        """How often its owner has consented."""
+        self.stands = True
+        """Whether the newest consent stands. Changed by the fleet."""
+
+    @property
+    def connection_id(self) -> str | None:
+        """None while there is no consent. A new consent has a new id."""
+        return uuid_of(self.car.key, _FIRST_CONNECTION_ID + self.consents) if self.stands else None
+
+    @property
+    def subscription_id(self) -> str:
+        return uuid_of(self.car.key, _SUBSCRIPTION_ID)
+
+
+class Fleet:
+    """All vehicles of the application, in the order they came."""
+
+    def __init__(self, clouds: Sequence[Cloud], lives: Sequence[Life], seed: int) -> None:
+        self._clouds = clouds
+        self._lives = lives
+        self._key = key_of("fleet", seed)
+        self._vehicles: list[Vehicle] = []
+        self._by_id: dict[str, Vehicle] = {}
+        self._connected: list[Vehicle] | None = None
+        """Those whose consent stands; None when that may have changed."""
+
+    def __len__(self) -> int:
+        return len(self._vehicles)
+
+    def __iter__(self) -> Iterator[Vehicle]:
+        return iter(self._vehicles)
+
+    def get(self, vehicle_id: str) -> Vehicle | None:
+        return self._by_id.get(vehicle_id)
+
+    def add(self, cloud: Cloud | None = None) -> Vehicle:
+        """The next vehicle; of the next make if none is given."""
+        number = len(self._vehicles)
+        key = mix(self._key, number)
+        cloud = cloud or self._clouds[number % len(self._clouds)]
+        shift = mix(key, _SHIFT)
+        days, hours = shift % DAYS_APART, shift // DAYS_APART % HOURS_APART
+        car = Car(key, Track(self._life_for(number, cloud), days * 86400 + hours * 3600), cloud)
+        shares = number % SHARED_EVERY == SHARED_EVERY - 1
+        user_id = self._vehicles[-1].user_id if shares else uuid_of(key, _USER_ID)
+        vehicle = Vehicle(number, uuid_of(key, _VEHICLE_ID), user_id, car)
+        self._vehicles.append(vehicle)
+        self._by_id[vehicle.id] = vehicle
+        self._connected = None
+        return vehicle
+
+    def withdraw(self, vehicle: Vehicle) -> None:
+        """Its owner no longer consents."""
+        vehicle.stands = False
+        self._connected = None
+
+    def consent(self, vehicle: Vehicle) -> None:
+        """Anew: the vehicle keeps its id, the connection gets another one, and it is subscribed."""
+        if not vehicle.stands:
+            vehicle.stands = vehicle.subscribed = True
+            vehicle.consents += 1
+            self._connected = None
+
+    def _life_for(self, number: int, cloud: Cloud) -> Life:
+        """The lives in turn, passing over those of a size that the make does not sell."""
+        in_turn = (self._lives[(number + step) % len(self._lives)] for step in range(len(self._lives)))
+        fitting = (life for life in in_turn if (cloud.hybrid if life.is_hybrid else cloud.electric))
+        return next(fitting, self._lives[number % len(self._lives)])
+
+    def connected(self, *, vehicle_id: str | None = None, user_id: str | None = None) -> Sequence[Vehicle]:
+        """Those whose consent stands."""
+        if self._connected is None:
+            self._connected = [vehicle for vehicle in self._vehicles if vehicle.stands]
+        found: Sequence[Vehicle] = self._connected
+        if vehicle_id is not None:
+            vehicle = self.get(vehicle_id)
+            found = [vehicle] if vehicle is not None and vehicle.stands else []
+        if user_id is not None:
+            found = [vehicle for vehicle in found if vehicle.user_id == user_id]
+        return found
