@@ -19,7 +19,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from enum import Enum
@@ -41,8 +41,11 @@ _LONGEST_TEXT: Final = 8000
 """Characters of one text that are written; the rest is left out."""
 _LONGEST_READ: Final = 65536
 """Characters of one text that are looked at."""
-_LARGEST_CONTAINER: Final = 200
-_DEEPEST: Final = 6
+_LARGEST_EVENT: Final = 2000
+"""Values inside one value of an event."""
+_DEEPEST: Final = 8
+_DEEPEST_ENCODING: Final = 3
+"""JSON in JSON in a URL."""
 _SHORTEST_SECRET: Final = 4
 """Shorter ones are hidden by their key alone: searched for, they would shred every line."""
 _SHORTEST_BASE64: Final = 8
@@ -54,20 +57,22 @@ _NAMES: Final = (
     r"secret|token|passw|passphrase|pwd|authorization|api[_-]?key|private[_-]?key|credential|cookie"
     r"|user[_-]?id|user[_-]?ref|latitude|longitude"
 )
-_SENSITIVE_KEY: Final = re.compile(rf"(?i){_NAMES}|(?:^|[^a-z])(?:vin|user|owner|auth|email|pin)$|[a-z]Vin$")
+_SENSITIVE_KEY: Final = re.compile(
+    rf"(?i){_NAMES}|(?:^|[^a-z])(?:vin|user|owner|auth|email|pin)$|(?-i:[a-z]Vin$)"
+)
 
 # A name of the list, what separates it from its value, and the value: quoted (also inside a quoted text, with
 # backslashes), in brackets, or up to a separator.
 _PAIR: Final = re.compile(
     rf"""(?ix)
-    ((?:{_NAMES}|\bvin)[\w-]{{0,40}} \\*["']? \s{{0,8}} (?:[:=]|=>|%3[ad]) \s{{0,8}} b?)
+    ((?:{_NAMES}|\bvin\b)[\w-]{{0,40}} \\*["']? \s{{0,8}} (?:[:=]|=>|%3[ad]) \s{{0,8}} (?:b(?=["']))?)
     (?: "(?:[^"\\]|\\.)*+"? | '(?:[^'\\]|\\.)*+'? | \\["'] .*? (?:(?<!\\)\\["']|$)
       | \[[^\]]*+\]? | \{{[^}}]*+\}}? | [^\s&,;"'\\)\]}}>]++ )
     """
 )
 _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     # Credentials of a header; base64 and tokens of RFC 7235.
-    (re.compile(r"(?i)\b(bearer|basic)(\s+|%20|\+)[\w.~+/%-]{6,}=*"), rf"\1 {MASK}"),
+    (re.compile(r"(?i)\b(bearer|basic)(\s+|%20|\+)[\w.~+/%-]{6,}=*"), rf"\g<1>\g<2>{MASK}"),
     # An authorization code on its way through a redirect.
     (re.compile(r"(?i)([?&]code=)[^&\s\"'#\\]+"), rf"\g<1>{MASK}"),
     # scheme://user:password@host
@@ -75,6 +80,7 @@ _PATTERNS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
         re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{0,20}:\\?/\\?/)[^\s/?#\"'<>@]*@(?:[^\s/?#\"'<>@]*@)*"),
         rf"\g<1>{MASK}@",
     ),
+    (re.compile(r"(?i)(\busers?/)[0-9a-f]{8}-[0-9a-f-]{27}"), rf"\g<1>{MASK}"),
     (_PAIR, rf"\g<1>{MASK}"),
 )
 # ISO 3779: 17 letters and digits without I, O, Q. One letter and one digit at least, lest words are hidden.
@@ -83,11 +89,12 @@ _VIN: Final = re.compile(
 )
 _UUID: Final = re.compile(r"(?i)(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f])")
 
-_HINTS: Final = tuple(
-    "% \\ @ secret token passw passphrase pwd authorization bearer basic api_key api-key apikey private "
-    "credential cookie user latitude longitude vin= vin: vin' vin\" vin% code=".split(" ")
+_HINTS: Final = (
+    *("%", "\\", "@", "secret", "token", "passw", "passphrase", "pwd", "authorization", "bearer", "basic"),
+    *("api_key", "api-key", "apikey", "private", "credential", "cookie", "user", "latitude", "longitude"),
+    *("vin=", "vin:", "vin'", 'vin"', "vin ", "vin-", "code="),
 )
-"""No text without one of these (in lower case) is changed by a pattern: a cheap way to leave most alone."""
+"""No text without one of these, in lower case, is changed by a pattern (a VIN apart)."""
 
 _RUN: Final = 13
 """So many letters and digits in a row: a VIN or a secret; not a word, a time or a part of a UUID."""
@@ -95,6 +102,11 @@ _RUN_SHAPE: Final = b"a" * _RUN
 _SHAPES: Final = bytes.maketrans(
     bytes(range(256)), bytes(97 if chr(code).isalnum() and code < 128 else 32 for code in range(256))
 )
+
+
+_PLAIN: Final = frozenset({bool, type(None), datetime})
+_NUMBERS: Final = frozenset({int, float})
+_OWN_KEYS: Final = frozenset({"event", "logger", "exception", "stack"})
 
 
 @lru_cache(maxsize=4096)
@@ -136,11 +148,11 @@ def _plain_forms(secret: str) -> Iterator[str]:
     if " " in secret:
         yield secret.replace(" ", "+")  # forms
     if not secret.isascii():
-        yield secret.encode().decode("latin-1")  # bytes that were taken for text
+        yield secret.encode("utf-8", "surrogatepass").decode("latin-1")  # bytes that were taken for text
 
 
 def _base64_cores(secret: str) -> Iterator[str]:
-    data = secret.encode()
+    data = secret.encode("utf-8", "surrogatepass")
     for before in range(3):
         encoded = base64.b64encode(bytes(before) + data).decode()
         first, end = -(-8 * before // 6), 8 * (before + len(data)) // 6
@@ -152,12 +164,12 @@ def _base64_cores(secret: str) -> Iterator[str]:
 
 _URL_SAFE: Final = str.maketrans("+/", "-_")
 _BASE64_RUN: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_=")
-_ESCAPE: Final = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+_ESCAPE: Final = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _LETTER_ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f"}
 
 
 def _unescaped(text: str) -> str:
-    """``text`` without the escapes of JSON and of Python, however often they were applied."""
+    """``text`` without the escapes of JSON and of Python, which doubled ones survive as single ones."""
 
     def character(match: re.Match[str]) -> str:
         code = match[1] or match[2] or match[3]
@@ -169,17 +181,26 @@ def _unescaped(text: str) -> str:
     return plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def _decoded(text: str) -> Iterator[str]:
+    if "%" in text:
+        yield unquote(text)
+        if "+" in text:
+            yield unquote_plus(text)
+    if "\\" in text:
+        yield _unescaped(text)
+
+
 class Redactor:
     """Masks secrets in anything that is about to be shown. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._registered: Counter[str] = Counter()
         self._needles = _Needles()
-        self._clean: set[str] = set()
+        self._remembered = _Remembered()
         self._lock = threading.Lock()
 
     def register(self, secret_value: str) -> None:
-        """Never show this value from now on. Registered twice, it is forgotten after being forgotten twice."""
+        """Never show this value from now on. Registered twice, it must be forgotten twice."""
         with self._lock:
             self._registered[secret_value] += 1
             self._look_for_all()
@@ -193,47 +214,46 @@ class Redactor:
 
     def _look_for_all(self) -> None:
         self._needles = _Needles.of([value for value in self._registered if len(value) >= _SHORTEST_SECRET])
-        self._clean = set()
+        # After the needles: who still adds to the old ones adds to what nobody reads any more.
+        self._remembered = _Remembered()
 
     # One event.
 
     def fields(self, event: Mapping[str, Any]) -> dict[str, Any]:
-        """``event`` with every key and value cleaned; what is left is text, numbers, lists and dicts."""
+        """``event`` with every key and value cleaned: text, numbers, datetimes, lists and dicts are left."""
+        remembered = self._remembered
+        numeric = self._needles.numeric
+        texts: list[str] = []
+        keys: list[str] = []
         cleaned: dict[str, Any] = {}
-        unknown: list[str] = []
-        clean = self._clean
         for key, value in event.items():
             kind = type(value)
+            if key not in remembered.keys:
+                keys.append(key)
+                if _is_sensitive(key) and value is not None and kind is not bool:
+                    cleaned[key] = MASK
+                    continue
             if kind is str:
-                if value not in clean:
-                    unknown.append(value)
-            elif kind is int or kind is float:
-                if self._needles.numeric:
-                    value = self.value(value)
-            elif value is not None and kind is not bool and kind is not datetime:
-                value = self.value(value)
-            if key not in clean:
-                unknown.append(key)
-            if _is_sensitive(key) and value is not None and kind is not bool:
-                value = MASK
-            cleaned[key] = value
-        if unknown and self._changes_any(unknown):
-            return {
-                self.text(key): self.text(value) if type(value) is str else value
-                for key, value in cleaned.items()
-            }
-        return cleaned
-
-    def _changes_any(self, texts: list[str]) -> bool:
-        """Whether one of ``texts`` may hold something to hide; if none does, the short ones are remembered."""
-        if self._suspects("\n".join(texts)):
-            return True
-        if len(self._clean) > 8192:
-            self._clean = set()
-        self._clean.update(text for text in texts if len(text) <= 64)
-        return False
+                if value not in remembered.texts:
+                    texts.append(value)
+                cleaned[key] = value
+            elif kind in _PLAIN or (kind in _NUMBERS and not numeric):
+                cleaned[key] = value
+            else:
+                cleaned[key] = self.value(value)
+        unknown = texts + keys
+        if not unknown:
+            return cleaned
+        if not self._suspects("\n".join(unknown)):
+            remembered.add(texts, keys)
+            return cleaned
+        return {
+            key if key in _OWN_KEYS else self.text(key): self.text(value) if type(value) is str else value
+            for key, value in cleaned.items()
+        }
 
     def _suspects(self, text: str) -> bool:
+        """Whether ``text`` may hold something to hide: cheap, and rather yes than no."""
         if len(text) > _LONGEST_TEXT:
             return True
         lower = text.lower()
@@ -250,88 +270,26 @@ class Redactor:
 
     # One value.
 
-    def value(self, value: object, depth: int = 0) -> Any:
+    def value(self, value: object) -> Any:
         """``value`` cleaned and made of text, numbers, lists and dicts alone. Never raises."""
-        try:
-            return self._value(value, depth)
-        except Exception:
-            return f"<{type(value).__name__} that cannot be shown>"
+        return _Walk(self).shown(value)
 
-    def _value(self, value: Any, depth: int) -> Any:
-        match value:
-            case None | bool():
-                return value
-            case Enum():
-                return self._value(value.value, depth)
-            case int() | float():
-                plain = int(value) if isinstance(value, int) else float(value)
-                return (
-                    MASK if self._needles.numeric and self.text(_digits(plain)) != _digits(plain) else plain
-                )
-            case str():
-                return self.text(str.__str__(value))
-            case Secret():
-                return MASK
-            case bytes() | bytearray() | memoryview():
-                return self.text(bytes(value[:_LONGEST_READ]).decode("utf-8", "backslashreplace"))
-            case datetime() | date() | time():
-                return value.isoformat().replace("+00:00", "Z")
-            case timedelta():
-                return value.total_seconds()
-            case BaseException():
-                return self.text(f"{type(value).__name__}: {value}")
-            case _ if depth >= _DEEPEST:
-                return "…"
-            case Mapping():
-                return self._pairs(value.items(), depth)
-            case _ if is_dataclass(value) and not isinstance(value, type):
-                return self._pairs(
-                    ((field.name, getattr(value, field.name, None)) for field in fields(value) if field.repr),
-                    depth,
-                )
-            case tuple() if hasattr(value, "_fields"):
-                return self._pairs(zip(value._fields, value, strict=False), depth)
-            case list() | tuple() | Set():
-                return self._items(value, depth)
-            case _:
-                return self.text(repr(value))
-
-    def _pairs(self, pairs: Any, depth: int) -> dict[str, Any]:
-        shown: dict[str, Any] = {}
-        for count, (key, inner) in enumerate(pairs):
-            name = self.value(key, _DEEPEST)
-            name = name if isinstance(name, str) else str(name)
-            if count >= _LARGEST_CONTAINER:
-                shown["…"] = "…"
-                break
-            hidden = _is_sensitive(name) and inner is not None and not isinstance(inner, bool)
-            shown[name] = MASK if hidden else self.value(inner, depth + 1)
-        return shown
-
-    def _items(self, items: Any, depth: int) -> list[Any]:
-        # A pair like (b"sc-user-id", b"...") is a header, wherever it stands.
-        if isinstance(items, tuple | list) and len(items) == 2 and isinstance(items[0], str | bytes):
-            name = self.value(items[0])
-            if _is_sensitive(name):
-                return [name, MASK]
-        shown: list[Any] = []
-        for count, inner in enumerate(items):
-            if count >= _LARGEST_CONTAINER:
-                shown.append("…")
-                break
-            shown.append(self.value(inner, depth + 1))
-        return shown
+    def number(self, number: float) -> float | str:
+        """``number``, unless a registered secret is in its digits."""
+        if self._needles.numeric and self.text(_digits(number)) != _digits(number):
+            return MASK
+        return number
 
     # One text.
 
     def text(self, text: str) -> str:
         """``text`` with everything masked that must not be seen, and cut if it is very long."""
-        total = len(text)
-        if total > _LONGEST_READ:
+        longer = len(text) > _LONGEST_READ
+        if longer:
             text = self.without_torn_end(text[:_LONGEST_READ])
         masked = self._masked(text)
-        if total > _LONGEST_READ or len(masked) > _LONGEST_TEXT:
-            return f"{masked[:_LONGEST_TEXT]}… ({total} characters)"
+        if longer or len(masked) > _LONGEST_TEXT:
+            return f"{masked[:_LONGEST_TEXT]}… (cut)"
         return masked
 
     def without_torn_end(self, text: str) -> str:
@@ -371,19 +329,108 @@ class Redactor:
         return text
 
     def _revealed(self, text: str) -> str | None:
-        """``text`` decoded as far as it takes to see a secret in it; None if there is none to be seen."""
+        """``text`` decoded in whatever way shows a secret in it; None if there is none to be seen."""
         needles = (*self._needles.plain, *self._needles.base64)
-        decoders: tuple[Callable[[str], str], ...] = (unquote, unquote_plus, _unescaped)
-        for _ in range(3):
-            for decode in decoders:
-                plain = decode(text)
+        seen, latest = {text}, [text]
+        for _ in range(_DEEPEST_ENCODING if needles else 0):
+            latest = [plain for encoded in latest for plain in _decoded(encoded) if plain not in seen]
+            for plain in latest:
                 if any(needle in plain for needle in needles):
                     return plain
-            deeper = _unescaped(unquote(text))
-            if deeper == text:
-                break
-            text = deeper
+            seen.update(latest)
         return None
+
+
+class _Remembered:
+    """Texts and keys that were found to be harmless. Thrown away when another secret is registered."""
+
+    __slots__ = ("keys", "texts")
+
+    def __init__(self) -> None:
+        self.texts: set[str] = set()
+        self.keys: set[str] = set()
+
+    def add(self, texts: list[str], keys: list[str]) -> None:
+        if len(self.texts) > 8192:
+            self.texts.clear()
+        if len(self.keys) > 1024:
+            self.keys.clear()
+        self.texts.update(text for text in texts if len(text) <= 64)
+        self.keys.update(key for key in keys if not _is_sensitive(key))
+
+
+class _Walk:
+    """One way through a value of an event, which may be large, deep, or contain itself."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._left = _LARGEST_EVENT
+
+    def shown(self, value: object, depth: int = 0) -> Any:
+        try:
+            return self._shown(value, depth)
+        except Exception:
+            return f"<{type(value).__name__} that cannot be shown>"
+
+    def _shown(self, value: Any, depth: int) -> Any:
+        self._left -= 1
+        match value:
+            case None | bool():
+                return value
+            case Enum():
+                return self.shown(value.value, depth + 1)
+            case int():
+                return self._redactor.number(int(value))
+            case float():
+                return self._redactor.number(float(value))
+            case str():
+                return self._redactor.text(str.__str__(value))
+            case Secret():
+                return MASK
+            case bytes() | bytearray() | memoryview():
+                few = bytes(value[: 4 * _LONGEST_READ + 4])  # more characters than are looked at
+                return self._redactor.text(few.decode("utf-8", "backslashreplace"))
+            case datetime() | date() | time():
+                return value.isoformat().replace("+00:00", "Z")
+            case timedelta():
+                return value.total_seconds()
+            case BaseException():
+                return self._redactor.text(f"{type(value).__name__}: {value}")
+            case _ if depth > _DEEPEST:
+                return "…"
+            case Mapping():
+                return self._pairs(value.items(), depth)
+            case _ if is_dataclass(value) and not isinstance(value, type):
+                visible = (field.name for field in fields(value) if field.repr)
+                return self._pairs(((name, getattr(value, name, None)) for name in visible), depth)
+            case tuple() if hasattr(value, "_fields"):
+                return self._pairs(zip(value._fields, value, strict=False), depth)
+            case (str() | bytes() as name, _) if _is_sensitive(self.shown(name)):
+                return [self.shown(name), MASK]  # a header, (b"sc-user-id", b"..."), wherever it stands
+            case list() | tuple() | Set():
+                return self._items(value, depth)
+            case _:
+                return self._redactor.text(repr(value))
+
+    def _pairs(self, pairs: Iterable[tuple[object, object]], depth: int) -> dict[str, Any]:
+        shown: dict[str, Any] = {}
+        for key, inner in pairs:
+            if self._left <= 0:
+                shown["…"] = "…"
+                break
+            name = str(self.shown(key, _DEEPEST))
+            hidden = _is_sensitive(name) and inner is not None and not isinstance(inner, bool)
+            shown[name] = MASK if hidden else self.shown(inner, depth + 1)
+        return shown
+
+    def _items(self, items: Iterable[object], depth: int) -> list[Any]:
+        shown: list[Any] = []
+        for inner in items:
+            if self._left <= 0:
+                shown.append("…")
+                break
+            shown.append(self.shown(inner, depth + 1))
+        return shown
 
 
 redactor: Final = Redactor()
@@ -391,7 +438,7 @@ redactor: Final = Redactor()
 
 
 def redact_text(text: str, limit: int = 2000) -> str:
-    """An excerpt of a payload to keep or to show: masked, without UUIDs, at most ``limit`` characters of it."""
+    """The beginning of a payload, at most ``limit`` characters: masked, and without UUIDs."""
     total = len(text)
     excerpt = redactor.without_torn_end(text[:_LONGEST_READ])
     try:
@@ -427,22 +474,32 @@ def _encodable(value: Any) -> Any:
             return value
 
 
-def _json(event: dict[str, Any]) -> bytes:
+def _json(event: object) -> bytes:
     try:
         return orjson.dumps(event, option=orjson.OPT_UTC_Z)
     except TypeError:
         return orjson.dumps(_encodable(event), option=orjson.OPT_UTC_Z)
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     """A value of ``key=value``: bare if it is one word, else quoted and on one line."""
-    if isinstance(value, datetime):
-        value = value.isoformat().replace("+00:00", "Z")
-    if not isinstance(value, str):
-        value = _json(value).decode()
-    if value.isprintable() and value and not any(sign in value for sign in ' ="'):
-        return value
-    return json.dumps(value, ensure_ascii=not value.replace("\n", "").isprintable())
+    match value:
+        case str():
+            text = value
+        case datetime():
+            text = value.isoformat().replace("+00:00", "Z")
+        case _:
+            return _on_one_line(_json(value).decode())
+    if text and text.isprintable() and not any(sign in text for sign in ' ="'):
+        return text
+    return _on_one_line(json.dumps(text, ensure_ascii=False))
+
+
+def _on_one_line(text: str) -> str:
+    """``text`` with every character escaped that might move a cursor, or hide."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def _words(event: Mapping[str, Any], left_out: Set[str]) -> Iterator[str]:
@@ -458,7 +515,7 @@ def _journal(event: dict[str, Any]) -> bytes:
     """``<4>poll.failing vehicle=zoe``: sd-daemon(3)'s priority; the journal has the time itself."""
     words = _words(event, {"timestamp", "level", "event"})
     line = " ".join((_word(event["event"]), *words))
-    return f"<{_PRIORITIES[event['level']]}>{line}".encode("utf-8", "backslashreplace")
+    return f"<{_PRIORITIES[event['level']]}>{line}".encode()
 
 
 _COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "31;1"}
@@ -477,32 +534,43 @@ class _Console:
             (
                 f"{event['timestamp']:%H:%M:%S}Z",
                 self._painted(f"{level:<8}", _COLOURS[level]),
-                self._painted(name if isinstance(name, str) and name.isprintable() else _word(name), "1"),
+                self._painted(_on_one_line(name) if isinstance(name, str) else _word(name), "1"),
                 *(self._painted(word, "2") for word in words),
             )
         )
         for below in str(event.get("exception", "")).splitlines():
-            line += f"\n    {below if below.isprintable() else _word(below)}"
+            line += f"\n    {_on_one_line(below)}"
         return line.encode("utf-8", "backslashreplace")
 
     def _painted(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colour else text
 
 
-def _traceback(exc_info: Any) -> str:
-    """What ``exc_info`` means to the standard library's log, as text."""
+def _exception(exc_info: object) -> BaseException | None:
+    """Which exception ``exc_info`` means, in any of the ways the standard library's log has for it."""
     match exc_info:
         case BaseException():
-            error: BaseException | None = exc_info
+            return exc_info
         case (_, BaseException() as error, _):
-            pass
+            return error
         case _:
-            error = sys.exception()
-    return "" if error is None else "".join(traceback.format_exception(error, limit=-20)).rstrip("\n")
+            return sys.exception() if exc_info else None
+
+
+def _traceback(error: BaseException) -> str:
+    """The last lines of the traceback if it is very long: they say what happened."""
+    text = "".join(traceback.format_exception(error, limit=-20)).rstrip("\n")
+    if len(text) <= _LONGEST_TEXT:
+        return text
+    _, _, whole_lines = text[-_LONGEST_TEXT:].partition("\n")
+    return whole_lines or text
+
+
+_RESERVED: Final = frozenset({"timestamp", "level"})
 
 
 class _Pipeline:
-    """The last and only processor: an event becomes one line. Re-configured in place, so loggers may be kept."""
+    """The only processor: an event becomes one line. Re-configured in place, so that loggers may be kept."""
 
     def __init__(self) -> None:
         self.threshold = LEVELS["info"]
@@ -520,16 +588,18 @@ class _Pipeline:
 
     def _cleaned(self, logger: Any, level: str, event: EventDict) -> dict[str, Any]:
         merge_contextvars(logger, level, event)
-        exc_info = event.pop("exc_info", None)
-        if exc_info:
-            text = _traceback(exc_info)
-            if text:
-                event["exception"] = text
+        if "exc_info" in event and (error := _exception(event.pop("exc_info"))) is not None:
+            event["exception"] = _traceback(error)
+        event.setdefault("logger", logger.name)
         cleaned = redactor.fields(event)
+        for reserved in _RESERVED & cleaned.keys():
+            cleaned[f"{reserved}_"] = cleaned.pop(reserved)
         return {
-            **(head := {"timestamp": datetime.now(UTC), "level": level, "event": cleaned.get("event", "")}),
-            "logger": cleaned.pop("logger", logger.name),
-            **{key: value for key, value in cleaned.items() if key not in head},
+            "timestamp": datetime.now(UTC),
+            "level": level,
+            "event": cleaned.pop("event", ""),
+            "logger": cleaned.pop("logger"),
+            **cleaned,
         }
 
     def write(self, line: bytes) -> None:
@@ -560,7 +630,7 @@ class _Output:
 
 
 class Logger(structlog.BoundLoggerBase):
-    """structlog's bound logger: ``log.warning("poll.failing", vehicle="zoe")``. ``bind`` gives a richer one."""
+    """structlog's bound logger: ``log.bind(vehicle="zoe").warning("poll.failing")``."""
 
     def debug(self, event: str, **fields: object) -> None:
         if _pipeline.threshold <= 10:
@@ -630,7 +700,11 @@ def configure(level: str, format: str, *, stream: TextIO | BinaryIO | None = Non
     """
     target = stream or sys.stderr
     colour = target.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    renderers = {"json": _json, "console": _Console(colour=colour), "journal": _journal}
+    renderers: dict[str, Callable[[dict[str, Any]], bytes]] = {
+        "json": _json,
+        "console": _Console(colour=colour),
+        "journal": _journal,
+    }
     _pipeline.render = renderers[format]
     _pipeline.threshold = LEVELS[level]
     _pipeline.stream = stream

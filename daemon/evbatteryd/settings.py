@@ -45,7 +45,7 @@ _APPLICATION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _NAME: Final = "[name]"
 """What the name of an application is called while it is validated: nothing that a file could say."""
 
-Path_ = tuple[str, ...]
+KeyPath = tuple[str, ...]
 """Where a key stands: ``("smartcar", "home", "client_id")``."""
 
 
@@ -58,9 +58,9 @@ class _Place:
 
     folder: Path
     environ: Mapping[str, str]
-    warnings: list[tuple[Path_, str, str]]
+    warnings: list[tuple[KeyPath, str, str]]
 
-    def warn(self, key: Path_, what: str, mend: str) -> None:
+    def warn(self, key: KeyPath, what: str, mend: str) -> None:
         self.warnings.append((key, what, mend))
 
 
@@ -70,6 +70,15 @@ def _place(info: ValidationInfo) -> _Place:
 
 def _wrong(what: str, mend: str) -> PydanticCustomError:
     return PydanticCustomError("wrong", "{what}", {"what": what, "mend": mend})
+
+
+def _unreadable(error: OSError) -> PydanticCustomError:
+    """Does not repeat the path: what stands there may be the secret itself, by mistake."""
+    return _wrong(
+        f"names a file that cannot be read ({error.strerror})",
+        "Name one that exists and that the user evbatteryd runs as may read; "
+        "a relative path counts from the folder of the configuration",
+    )
 
 
 def _text(value: object) -> str:
@@ -92,27 +101,30 @@ def _bracketed(host: str) -> str:
 
 
 def _duration(value: object) -> timedelta:
+    mend = 'Write a number with its unit, in quotes: "30s", "15m", "1h30m", "400d"'
+    text = _text(value)
     try:
-        span = parse_duration(_text(value))
-    except ValueError as error:
-        raise _wrong(str(error), 'Use a number with its unit, in quotes: "30s", "15m", "400d"') from None
-    except OverflowError:
-        span = timedelta.max
+        span = parse_duration(text)
+    except ValueError:
+        raise _wrong("is not a duration", mend) from None
     if not timedelta() < span <= _LONGEST:
-        raise _wrong("must be above zero and at most 100 years", 'Write a duration like "15m" or "400d"')
+        raise _wrong("must be above zero and at most 100 years", mend)
     return span
 
 
+def _path(text: str, place: _Place) -> Path:
+    if not text.isprintable():
+        raise _wrong("is not the path of a file", "Remove control characters")
+    return place.folder / text
+
+
 def _existing_file(value: object, info: ValidationInfo) -> Path:
-    path = _place(info).folder / Path(_text(value)).expanduser()
+    path = _path(_text(value), _place(info))
     try:
         with path.open("rb"):
             return path
     except OSError as error:
-        raise _wrong(
-            f"the file {path} cannot be read ({error.strerror})",
-            "Name a file that exists and that the user evbatteryd runs as may read",
-        ) from None
+        raise _unreadable(error) from None
 
 
 def _topic(value: object) -> str:
@@ -143,16 +155,17 @@ def _secret(value: object, info: ValidationInfo) -> Secret:
         case Secret():
             return value
         case str():
+            secret = _checked_secret(value, "the text")
             place.warn(
                 (field,),
                 "the secret stands there in plain text",
                 'Move it out: { credential = "name" } (systemd) or { file = "path" }',
             )
-            return _checked_secret(value, "the text")
+            return secret
         case {"credential": str(name), **rest} if not rest:
             return _credential(name, place)
         case {"file": str(name), **rest} if not rest:
-            return _secret_file(place.folder / Path(name).expanduser(), field, place)
+            return _secret_file(_path(name, place), field, place)
         case dict():
             raise _wrong(
                 "must have one of the keys credential and file, and nothing else",
@@ -163,7 +176,7 @@ def _secret(value: object, info: ValidationInfo) -> Secret:
 
 
 def _credential(name: str, place: _Place) -> Secret:
-    if not name or "/" in name or name.startswith("."):
+    if not name or "/" in name or name.startswith(".") or not name.isprintable():
         raise _wrong(
             "a credential's name must be a plain file name",
             f"LoadCredential={name or 'name'}:... in the unit gives it",
@@ -186,13 +199,10 @@ def _credential(name: str, place: _Place) -> Secret:
 
 def _secret_file(path: Path, field: str, place: _Place) -> Secret:
     try:
-        secret = _read_secret(path, f"the file {path}")
+        secret = _read_secret(path, "the file it names")
         mode = path.stat().st_mode
     except OSError as error:
-        raise _wrong(
-            f"the file {path} cannot be read ({error.strerror})",
-            "Name a file that exists and that the user evbatteryd runs as may read",
-        ) from None
+        raise _unreadable(error) from None
     if mode & stat.S_IROTH:
         place.warn((field,), f"everybody on this machine can read {path}", f"Run: chmod o= {path}")
     return secret
@@ -327,7 +337,7 @@ class Listen:
         return f"{_bracketed(self.host or '')}:{self.port}"
 
 
-_LISTEN: Final = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\[\]:/\s@]+)):(\d{1,5})")
+_LISTEN: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})")
 _LISTEN_MEND: Final = 'Write "127.0.0.1:9782", "[::1]:9782" or "unix:/run/evbatteryd/http.sock"'
 
 
@@ -656,7 +666,7 @@ class _Reader:
         self._folder = path.absolute().parent
         self._environ = environ
         self._raw = _read(path)
-        self._overrides: dict[Path_, _Override] = {}
+        self._overrides: dict[KeyPath, _Override] = {}
         self._errors: list[Problem] = []
         self._warnings: list[Problem] = []
 
@@ -670,7 +680,7 @@ class _Reader:
 
     def _override(self, variable: str, parts: list[str]) -> None:
         raw, table = self._environ[variable], self._raw
-        path: Path_ = ()
+        path: KeyPath = ()
         for part in parts[:-1]:
             key = _spelled_as_in(table, part)
             path = (*path, key)
@@ -778,7 +788,7 @@ class _Reader:
                     self._errors.append(problem)
             return {}
 
-    def _table(self, model: type[T], path: Path_, table: Any) -> T | None:
+    def _table(self, model: type[T], path: KeyPath, table: Any) -> T | None:
         """``table`` as ``model``; or None, and what is wrong with it is among the problems."""
         place = _Place(self._folder, self._environ, [])
         try:
@@ -794,7 +804,7 @@ class _Reader:
             self._warnings.append(self._problem((*path, *key), what, mend + ".", warning=True))
         return result
 
-    def _taken_literally(self, details: list[ErrorDetails], path: Path_, table: dict[str, Any]) -> bool:
+    def _taken_literally(self, details: list[ErrorDetails], path: KeyPath, table: dict[str, Any]) -> bool:
         """Put back what a variable said where text is wanted and TOML saw a number (``PASSWORD=1234``)."""
         changed = False
         for detail in details:
@@ -816,14 +826,14 @@ class _Reader:
 
     # The problems.
 
-    def _detail(self, model: type[_Table], path: Path_, detail: ErrorDetails) -> None:
+    def _detail(self, model: type[_Table], path: KeyPath, detail: ErrorDetails) -> None:
         loc = tuple(str(part) for part in detail["loc"])
         self._error((*path, *loc), *_in_plain_words(model, loc, detail))
 
-    def _error(self, path: Path_, what: str, mend: str) -> None:
+    def _error(self, path: KeyPath, what: str, mend: str) -> None:
         self._errors.append(self._problem(path, what, mend))
 
-    def _problem(self, path: Path_, what: str, mend: str, *, warning: bool = False) -> Problem:
+    def _problem(self, path: KeyPath, what: str, mend: str, *, warning: bool = False) -> Problem:
         """A problem at ``path``; where a variable put it there, it is the variable that is named."""
         for length in range(len(path), 0, -1):
             override = self._overrides.get(path[:length])
@@ -833,7 +843,7 @@ class _Reader:
         return Problem(file=self._file, key=_dot(path), what=what, mend=mend, warning=warning)
 
 
-def _dot(path: Path_) -> str:
+def _dot(path: KeyPath) -> str:
     return ".".join(path)
 
 
@@ -865,7 +875,7 @@ _KINDS: Final = {
 _BOUNDS: Final = {"greater_than": "above", "greater_than_equal": "at least", "less_than_equal": "at most"}
 
 
-def _in_plain_words(model: type[_Table], loc: Path_, detail: ErrorDetails) -> tuple[str, str]:
+def _in_plain_words(model: type[_Table], loc: KeyPath, detail: ErrorDetails) -> tuple[str, str]:
     """What is wrong and how to mend it, from one of pydantic's errors. Never the value."""
     kind, context = detail["type"], detail.get("ctx", {})
     match kind:
@@ -881,10 +891,10 @@ def _in_plain_words(model: type[_Table], loc: Path_, detail: ErrorDetails) -> tu
             bound = next(context[name] for name in ("gt", "ge", "le") if name in context)
             return f"must be {_BOUNDS[kind]} {bound}", "Correct the number, or remove the line."
         case _:
-            return _KINDS[kind]
+            return _KINDS.get(kind, ("is not valid", "Correct it, or remove the line."))
 
 
-def _keys_at(model: type[_Table], loc: Path_) -> Iterator[str]:
+def _keys_at(model: type[_Table], loc: KeyPath) -> Iterator[str]:
     table: Any = model
     for part in loc:
         table = _keys(table)[part]
