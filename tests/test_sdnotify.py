@@ -40,5 +40,7 @@ def test_without_systemd_nothing_is_said_and_a_socket_that_is_gone_harms_nobody(
         ({}, None),
     ],
 )
-def test_the_watchdog_is_ours_only_if_it_names_us(environ: dict[str, str], expected: timedelta | None) -> None:
+def test_the_watchdog_is_ours_only_if_it_names_us(
+    environ: dict[str, str], expected: timedelta | None
+) -> None:
     assert Notifier(environ).watchdog == expected

@@ -1,6 +1,6 @@
 """The daemon as a process of its own, on a clock that it shares with a test's simulator.
 
-``python -m tests.whole.daemon CONFIG SPEED START ORIGIN``: the one thing that differs from ``evbatteryd run``.
+``python -m tests.whole.daemon CONFIG SPEED START ORIGIN``: nothing else differs from ``evbatteryd run``.
 """
 
 from __future__ import annotations

@@ -72,6 +72,8 @@ class Facts:
     calls_per_poll: int = 1
     spread: float = 0.5
     """A stable number in [0, 1) of this car."""
+    first: bool = False
+    """Whether this is the car's first outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,10 @@ def next_poll(facts: Facts, now: datetime) -> NextPoll:
 
 def _after_answer(facts: Facts, now: datetime) -> NextPoll:
     profile = facts.profile
-    pace = max(profile.interval(facts.activity), _brand_pace(facts))
+    pace = profile.interval(facts.activity)
+    if facts.first:  # or cars that were enrolled together would be asked together for ever
+        pace *= 1 - facts.spread / 2
+    pace = max(pace, _brand_pace(facts))
     return NextPoll(now + pace, f"{facts.activity}; {profile.name} every {words(pace)}")
 
 

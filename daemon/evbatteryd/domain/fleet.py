@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -115,8 +115,9 @@ class Fleet:
         return None if found is None else self._cars[found]
 
     @property
-    def slugs(self) -> frozenset[str]:
-        return frozenset(self._ids)
+    def slugs(self) -> Collection[str]:
+        """A view, not a copy."""
+        return self._ids.keys()
 
     def put(self, car: Car) -> None:
         """Add a car, or replace what was known of it."""

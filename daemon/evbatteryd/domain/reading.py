@@ -182,8 +182,8 @@ class BatteryState:
 
 
 def _later(one: Measurement, other: Measurement) -> bool:
-    mine, theirs = one.measured_at or _EPOCH, other.measured_at or _EPOCH
-    return (mine, one.fetched_at) > (theirs, other.fetched_at)
+    """Whether ``one``, of another signal, was told of a later moment."""
+    return one._rank()[:3] > other._rank()[:3]
 
 
 def merge(state: BatteryState, measurements: Iterable[Measurement]) -> tuple[BatteryState, frozenset[Signal]]:

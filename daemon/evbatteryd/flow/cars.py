@@ -22,6 +22,8 @@ from evbatteryd.domain.vehicle import Consent, VehicleId, slug_for
 from evbatteryd.flow.timer import CohortTimer
 
 STORE_PAUSE = timedelta(seconds=5)
+UNKNOWN = "unknown"
+"""The brand whose profile is used for makes that have none."""
 _T = TypeVar("_T")
 
 
@@ -87,7 +89,9 @@ class Cars:
 
     async def enrol(self, consent: Consent) -> Car:
         """A new vehicle, asked within seconds."""
-        name = _name(consent.make, consent.model)
+        brand = self._brand_of(consent.make)
+        badge = consent.make.title() if brand == UNKNOWN else self.fleet.profiles[brand].name
+        name = _name(badge, consent.model)
         now = self._clock.now()
         first = first_poll(0.5, now)
         car = await self._kept(
@@ -95,7 +99,7 @@ class Cars:
                 consent,
                 slug=slug_for(name, self.fleet.slugs),
                 name=name,
-                brand=self._brand_of(consent.make),
+                brand=brand,
                 schedule=Schedule(due=first.at, reason=first.reason),
                 at=now,
             )
@@ -170,9 +174,8 @@ class Cars:
                 self._guards[vehicle_id] = (lock, users - 1)
 
 
-def _name(make: str, model: str | None) -> str:
-    """``Land Rover Defender``, ``BMW i4``, ``Polestar 2``: short makes stay as they are."""
-    badge = make if len(make) <= 3 else make.title()
+def _name(badge: str, model: str | None) -> str:
+    """``Land Rover Defender``; but ``Polestar 2``, not the badge twice."""
     if model is None:
         return badge
     return model if model.lower().startswith(badge.lower()) else f"{badge} {model}"

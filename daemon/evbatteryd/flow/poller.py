@@ -254,6 +254,7 @@ class Poller:
                 share=purse.share(car.id),
                 calls_per_poll=schedule.calls_per_poll,
                 spread=car.vehicle.spread,
+                first=not car.schedule.outcome,
             ),
             now,
         )
