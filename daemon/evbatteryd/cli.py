@@ -71,7 +71,7 @@ def run(config: Path, log_format: str | None) -> None:
     configure(settings.log.level, log_format or settings.log.format)
     log = get_logger("evbatteryd")
     for warning in warnings:
-        log.warning("configuration", file=warning.file, key=warning.key, what=warning.what, mend=warning.mend)
+        log.warning("configuration", file=warning.file, key=warning.key, what=warning.what)
 
     async def life(stop: asyncio.Event) -> None:
         from evbatteryd.service import serve  # noqa: PLC0415 - check and simulate start faster without it
@@ -169,10 +169,8 @@ def check(config: Path, as_json: bool) -> None:
     else:
         _tell(problems)
         if settings is not None:
-            cars = ", ".join(settings.smartcar)
-            click.echo(
-                f"{config}: good. Smartcar applications: {cars}; {len(settings.profiles)} brand profiles."
-            )
+            names, brands = ", ".join(settings.smartcar), len(settings.profiles) - 1
+            click.echo(f"{config}: good. Smartcar applications: {names}. Profiles of {brands} brands.")
     raise SystemExit(0 if settings is not None else 1)
 
 

@@ -123,7 +123,7 @@ def due_of(car: Car, now: datetime) -> str:
 def plain_line(car: Car, now: datetime) -> str:
     """A reading in one line, for logs and pipes."""
     soc = car.state.soc_percent
-    charge = "?" if soc is None else f"{soc:.0f} %"
+    charge = "?" if soc is None else f"{soc:g} %"
     return (
         f"{now:%Y-%m-%dT%H:%M:%SZ} {car.slug}: {charge}, {state_of(car)}, "
         f"measured {age_of(car, now)}, next poll {due_of(car, now)}"

@@ -241,7 +241,7 @@ async def test_sigterm_ends_it_although_smartcar_hangs(whole: Whole) -> None:
 
     async def hanging() -> float:
         async with aiohttp.ClientSession() as session, session.get(f"{whole.daemon.url}/metrics") as answer:
-            return _metric(await answer.text(), "evbatteryd_requests_in_flight")
+            return _metric(await answer.text(), "evbatteryd_polls_in_flight")
 
     async with asyncio.timeout(30):
         while await hanging() == 0:  # noqa: ASYNC110 - another process makes it true

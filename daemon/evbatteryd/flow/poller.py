@@ -155,10 +155,12 @@ class Poller:
         ticket = purse.ticket(vehicle_id, prepaid=True, due=floor)
         poll = asyncio.create_task(self._poll(car, purse, source, ticket), name=f"poll {car.slug}")
         self._polls[vehicle_id] = poll
+        self._tally.in_flight(len(self._polls))
         poll.add_done_callback(lambda done: self._ended(car, done))
 
     def _ended(self, car: Car, poll: asyncio.Task[None]) -> None:
         del self._polls[car.id]
+        self._tally.in_flight(len(self._polls))
         self._settling.discard(car.id)
         self._brands[car.vehicle.brand] -= 1
         self._slots.release()

@@ -1,0 +1,405 @@
+"""The local web: the page, the API, the metrics, the health of the daemon. It shows; it changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Protocol
+from urllib.parse import urlencode
+
+import orjson
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from evbatteryd.domain.fleet import Car, Fleet
+from evbatteryd.domain.freshness import Freshness
+from evbatteryd.domain.ports import Clock
+from evbatteryd.web import view
+from evbatteryd.web.announcer import Announcer
+from evbatteryd.web.listing import Query, find
+from evbatteryd.web.rendering import Pages
+from evbatteryd.web.serving import serving
+
+__all__ = ["ANNOUNCER", "Health", "make_app", "serving"]
+
+CARS_PER_PAGE = 100
+MOST_PER_CALL = 500
+MOST_WATCHED = 200
+"""Cars that one stream may name."""
+TICK_S = 2.0
+"""Real seconds between two looks at what flips by itself: freshness, the fleet, the clock."""
+KEEP_ALIVE_S = 15.0
+RETRY_MS = 3_000
+"""How long a browser waits before it listens again."""
+TEXT_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+ANNOUNCER = web.AppKey("announcer", Announcer)
+"""Where the flow finds whom to tell that a car changed: ``app[ANNOUNCER].changed(car)``."""
+_PAGES = web.AppKey("pages", Pages)
+
+_PROTECTION = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_BEGUN = web.RequestKey("begun", web.StreamResponse)
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_log = structlog.get_logger()
+
+
+class Exposition(Protocol):
+    """What ``/metrics`` answers."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Text format 0.0.4, in slices."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How the daemon is. Each returns reasons why not; none when all is well."""
+
+    ready: Callable[[], list[str]]
+    healthy: Callable[[], list[str]]
+
+
+def make_app(
+    fleet: Fleet, clock: Clock, exposition: Exposition, health: Health, *, started_at: datetime
+) -> web.Application:
+    """The whole surface, ready to be served."""
+    app = web.Application(middlewares=[_mistakes], client_max_size=64 * 1024)
+    app[ANNOUNCER] = announcer = Announcer()
+    app[_PAGES] = pages = Pages(clock, started_at)
+    site = _Site(fleet, clock, exposition, health, announcer, pages)
+    app.router.add_get("/", site.page)
+    app.router.add_get("/rows", site.rows)
+    app.router.add_get("/metrics", site.metrics)
+    app.router.add_get("/-/healthy", site.healthy)
+    app.router.add_get("/-/ready", site.ready)
+    app.router.add_get("/api/vehicles", site.vehicles)
+    app.router.add_get("/api/vehicles/{slug}", site.vehicle)
+    app.router.add_get("/api/events", site.events)
+    app.router.add_get("/assets/{name}", site.asset)
+    app.router.add_get("/favicon.svg", site.asset)
+    app.on_response_prepare.append(_protect)
+
+    async def close(_: web.Application) -> None:
+        announcer.close()
+
+    app.on_shutdown.append(close)
+    return app
+
+
+class _Site:
+    """The handlers, and what they look at."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        clock: Clock,
+        exposition: Exposition,
+        health: Health,
+        announcer: Announcer,
+        pages: Pages,
+    ) -> None:
+        self._fleet = fleet
+        self._clock = clock
+        self._exposition = exposition
+        self._health = health
+        self._announcer = announcer
+        self._pages = pages
+
+    # For people
+
+    async def page(self, request: web.Request) -> web.Response:
+        now = self._clock.now()
+        query = Query(request.query.get("q", "").strip(), _freshness(request.query.get("freshness", "")))
+        found = await find(self._fleet, query, now)
+        last = max((found.total - 1) // CARS_PER_PAGE, 0) + 1
+        number = min(max(_number(request.query.get("page", "")) or 1, 1), last)
+        first = (number - 1) * CARS_PER_PAGE
+        rows = [
+            view.row(car, self._fleet.profile(car), self._fleet.freshness(car, now))
+            for car in await found.cut(first, CARS_PER_PAGE)
+        ]
+        html = self._pages.html(
+            "fleet.html",
+            now,
+            rows=rows,
+            found=found,
+            query=query,
+            kinds=tuple(Freshness),
+            number=number,
+            last=last,
+            first=first,
+            link=_link,
+            reasons=[*self._health.healthy(), *self._health.ready()],
+        )
+        await asyncio.sleep(0)  # To write a hundred cars and to squeeze them are two turns' work.
+        return _html(html)
+
+    async def rows(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events for the page: each car it shows as HTML, now and when it looks different."""
+        slugs = _slugs(request)
+        shown: dict[str, tuple[Car, Freshness]] = {}
+        enrolled = len(self._fleet)
+        with self._announcer.listen(slugs) as listener:
+            stream = await _begun_stream(request)
+            while stream.open and not listener.closed:
+                events = [_event("clock", self._time())]
+                if len(self._fleet) != enrolled:
+                    enrolled = len(self._fleet)
+                    events.append(_event("fleet", str(enrolled)))
+                events += self._different(slugs, shown)
+                await stream.send(events)
+                await listener.news(TICK_S)
+        return stream.response
+
+    def _different(self, slugs: frozenset[str], shown: dict[str, tuple[Car, Freshness]]) -> list[str]:
+        """An event for each car that is not as ``shown``, which is brought up to date."""
+        now = self._clock.now()
+        events = []
+        for slug in slugs:
+            car = self._fleet.by_slug(slug)
+            if car is None:
+                continue
+            before, after = shown.get(slug), (car, self._fleet.freshness(car, now))
+            if before is not None and before[0] is car and before[1] is after[1]:
+                continue
+            shown[slug] = after
+            if car.vehicle.withdrawn_at is None:
+                html = self._pages.row(view.row(car, self._fleet.profile(car), after[1]), now)
+                events.append(_event("row", html))
+            else:
+                events.append(_event("gone", slug))
+        return events
+
+    def _time(self) -> str:
+        told = {"now": self._clock.now(), "speed": self._clock.speed}
+        return orjson.dumps(told, option=orjson.OPT_UTC_Z).decode()
+
+    async def asset(self, request: web.Request) -> web.Response:
+        """A file of ours. An address with ``v`` names its content, so that one may be kept for ever."""
+        try:
+            body, media_type = self._pages.asset(request.match_info.get("name", "favicon.svg"))
+        except KeyError:
+            raise web.HTTPNotFound from None
+        kept = "max-age=31536000, immutable" if "v" in request.query else "max-age=3600"
+        return _compressed(
+            web.Response(
+                body=body,
+                content_type=media_type,
+                charset="utf-8",
+                headers={"Cache-Control": f"public, {kept}"},
+            )
+        )
+
+    # For programs
+
+    async def vehicles(self, request: web.Request) -> web.Response:
+        now = self._clock.now()
+        asked = request.query
+        freshness = _freshness(asked.get("freshness", ""))
+        if freshness is None and "freshness" in asked:
+            raise web.HTTPBadRequest(text=f"freshness is one of {', '.join(Freshness)}")
+        limit = _number(asked.get("limit", str(CARS_PER_PAGE)))
+        offset = _number(asked.get("offset", "0"))
+        if limit is None or not 1 <= limit <= MOST_PER_CALL:
+            raise web.HTTPBadRequest(text=f"limit is a whole number from 1 to {MOST_PER_CALL}")
+        if offset is None:
+            raise web.HTTPBadRequest(text="offset is a whole number from 0 on")
+        found = await find(self._fleet, Query(asked.get("q", ""), freshness), now)
+        cars = await found.cut(offset, limit)
+        return _json(
+            {
+                "now": now,
+                "total": found.total,
+                "limit": limit,
+                "offset": offset,
+                "vehicles": [view.as_json(car, self._fleet.freshness(car, now), now) for car in cars],
+            }
+        )
+
+    async def vehicle(self, request: web.Request) -> web.Response:
+        car = self._fleet.by_slug(request.match_info["slug"])
+        if car is None:
+            raise web.HTTPNotFound(text="no vehicle has this name; /api/vehicles lists them")
+        return _json(self._told(car))
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """Server-sent events: ``vehicle`` for each car that changed, ``reset`` when some were left out."""
+        slugs = _slugs(request) or None
+        with self._announcer.listen(slugs) as listener:
+            stream = await _begun_stream(request)
+            while stream.open and not listener.closed:
+                news = await listener.news(KEEP_ALIVE_S)
+                events = [_event("reset", "{}")] if news.missed else []
+                events += [
+                    _event("vehicle", orjson.dumps(self._told(car), option=_JSON).decode())
+                    for car in news.cars
+                ]
+                await stream.send(events or [": keep-alive\n\n"])
+        return stream.response
+
+    def _told(self, car: Car) -> dict[str, object]:
+        now = self._clock.now()
+        return view.as_json(car, self._fleet.freshness(car, now), now)
+
+    # For those who watch over it
+
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": TEXT_FORMAT, "Vary": "Accept-Encoding"})
+        squeezed = _accepts_gzip(request)
+        if squeezed:
+            response.headers["Content-Encoding"] = "gzip"
+        await response.prepare(request)
+        if request.method == "HEAD":
+            return response
+        # Level 1: the higher ones cost five times the time for a tenth of the size.
+        gzip = zlib.compressobj(1, wbits=31) if squeezed else None
+        async for chunk in self._exposition.chunks():
+            ready = gzip.compress(chunk) if gzip else chunk
+            if ready:
+                await response.write(ready)
+        if gzip:
+            await response.write(gzip.flush())
+        await response.write_eof()
+        return response
+
+    async def healthy(self, _: web.Request) -> web.Response:
+        reasons = self._health.healthy()
+        text = "\n".join(reasons) if reasons else "evbatteryd is healthy."
+        return web.Response(text=f"{text}\n", status=503 if reasons else 200)
+
+    async def ready(self, _: web.Request) -> web.Response:
+        reasons = self._health.ready()
+        return _json({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+
+class _Stream:
+    """Server-sent events: https://html.spec.whatwg.org/multipage/server-sent-events.html."""
+
+    def __init__(self, response: web.StreamResponse, *, only_head: bool) -> None:
+        self.response = response
+        self.open = not only_head
+
+    async def send(self, events: list[str]) -> None:
+        await self.response.write("".join(events).encode())
+
+
+async def _begun_stream(request: web.Request) -> _Stream:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    stream = _Stream(response, only_head=request.method == "HEAD")
+    if stream.open:
+        await stream.send([f"retry: {RETRY_MS}\n\n"])
+    return stream
+
+
+def _event(name: str, data: str) -> str:
+    lines = "".join(f"data: {line}\n" for line in _LINE_END.split(data))
+    return f"event: {name}\n{lines}\n"
+
+
+@web.middleware
+async def _mistakes(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every failure in the form that was asked for: JSON under ``/api``, a page elsewhere."""
+    try:
+        return await handler(request)
+    except web.HTTPException as mistake:
+        if mistake.status < 400:
+            raise
+        status, detail = mistake.status, mistake.text or ""
+        headers = {"Allow": mistake.headers["Allow"]} if "Allow" in mistake.headers else {}
+    except ConnectionError:
+        if _BEGUN in request:
+            return request[_BEGUN]  # The client went away, as it may.
+        raise
+    except Exception:
+        if _BEGUN in request:
+            raise
+        _log.exception("http.failed", path=request.path)
+        status, detail, headers = 500, "evbatteryd made a mistake; its log has the details", {}
+    return _refusal(request, status, detail, headers)
+
+
+def _refusal(request: web.Request, status: int, detail: str, headers: Mapping[str, str]) -> web.Response:
+    generic = f"{status}: "
+    detail = "" if detail.startswith(generic) else detail
+    title = {404: "Not found", 405: "Not allowed", 500: "Failed"}.get(status, "Not understood")
+    if request.path.startswith("/api/"):
+        return _json({"status": status, "error": detail or title.lower()}, status=status, headers=headers)
+    page = request.app[_PAGES].html("error.html", status=status, title=title, detail=detail)
+    return _html(page, status=status, headers=headers)
+
+
+async def _protect(request: web.Request, response: web.StreamResponse) -> None:
+    request[_BEGUN] = response
+    response.headers.update(_PROTECTION)
+    response.headers.setdefault("Cache-Control", "no-store")
+
+
+_JSON = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
+
+
+def _json(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    return _compressed(
+        web.Response(
+            body=orjson.dumps(body, option=_JSON | orjson.OPT_APPEND_NEWLINE),
+            status=status,
+            content_type="application/json",
+            headers=headers,
+        )
+    )
+
+
+def _html(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    return _compressed(web.Response(text=text, status=status, content_type="text/html", headers=headers))
+
+
+def _compressed(response: web.Response) -> web.Response:
+    response.enable_compression()
+    response.headers["Vary"] = "Accept-Encoding"
+    return response
+
+
+def _freshness(text: str) -> Freshness | None:
+    return Freshness(text) if text in tuple(Freshness) else None
+
+
+def _number(text: str) -> int | None:
+    """A whole number from 0 on, of at most nine digits."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _slugs(request: web.Request) -> frozenset[str]:
+    slugs = frozenset(filter(None, request.query.get("vehicles", "").split(",")))
+    if len(slugs) > MOST_WATCHED:
+        raise web.HTTPBadRequest(text=f"one stream may name {MOST_WATCHED} vehicles")
+    return slugs
+
+
+def _accepts_gzip(request: web.Request) -> bool:
+    for offer in request.headers.get("Accept-Encoding", "").lower().split(","):
+        coding, _, weight = offer.partition(";")
+        if coding.strip() == "gzip":
+            return weight.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False
+
+
+def _link(query: Query, *, freshness: Freshness | None, page: int = 1) -> str:
+    """The address of another view of the same search."""
+    asked = {
+        "q": query.text,
+        "freshness": freshness.value if freshness else "",
+        "page": str(page) if page > 1 else "",
+    }
+    told = urlencode({key: value for key, value in asked.items() if value})
+    return f"/?{told}" if told else "/"

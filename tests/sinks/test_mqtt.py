@@ -1,0 +1,818 @@
+"""The sink against a real broker that comes, goes, forgets, freezes and refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from evbatteryd.domain.errors import SinkError
+from evbatteryd.domain.fleet import Car, Trouble
+from evbatteryd.domain.freshness import GRACE
+from evbatteryd.domain.reading import Reading
+from evbatteryd.domain.vehicle import VehicleId
+from evbatteryd.sinks import mqtt
+from evbatteryd.sinks.mqtt import MqttOptions, MqttSink
+from evbatteryd.sinks.payload import FIELDS
+from tests.builders import NOON, car, profile, reading, state
+from tests.mosquitto import LOOPBACK, Gate, Mosquitto, Witness, program
+from tests.sinks.conftest import PASSWORD, Station
+
+STALE_AT = NOON + timedelta(seconds=30) + 2 * profile().parked + GRACE
+"""When what was fetched half a minute past noon stops being fresh, for a parked car."""
+
+
+def later(minutes: float) -> datetime:
+    return NOON + timedelta(minutes=minutes)
+
+
+def readings_of(number: int, count: int, first: int = 1, step: int = 1) -> list[Reading]:
+    """``count`` readings of a car, a minute apart, each one percent lower."""
+    return [
+        reading(
+            first + index * step, number=number, state=state(soc=100 - index, measured_at=later(-60 + index))
+        )
+        for index in range(count)
+    ]
+
+
+def interleaved(cars: int, each: int) -> list[Reading]:
+    """Readings of several cars as the journal has them."""
+    every = [
+        one for number in range(1, cars + 1) for one in readings_of(number, each, first=number, step=cars)
+    ]
+    return sorted(every, key=lambda one: one.seq)
+
+
+def at_its_newest(known: Car, readings: list[Reading]) -> Car:
+    """The car after these readings were committed."""
+    own = [one for one in readings if one.vehicle_id == known.id]
+    return replace(known, state=own[-1].state, reading_id=own[-1].reading_id) if own else known
+
+
+def ids(witness: Witness, slug: str) -> list[str]:
+    """The readings that the state topic of a car told, repeats left out."""
+    told = [str(message.json["reading_id"]) for message in witness.on(f"evbatteryd/{slug}/state")]
+    return list(dict.fromkeys(told))
+
+
+def told_of(known: Car, readings: list[Reading]) -> list[str]:
+    return [one.reading_id for one in readings if one.vehicle_id == known.id]
+
+
+def never_went_back(witness: Witness, slug: str) -> bool:
+    times = [str(message.json["measured_at"]) for message in witness.on(f"evbatteryd/{slug}/state")]
+    scalars = [message.text for message in witness.on(f"evbatteryd/{slug}/measured_at")]
+    return times == sorted(times) and scalars == sorted(scalars)
+
+
+# What is told
+
+
+async def test_every_reading_is_told_in_order_to_the_last_scalar(broker: Mosquitto, protocol: str) -> None:
+    cars = [car(number) for number in (1, 2, 3)]
+    journal = interleaved(3, 40)
+    async with Witness(broker.port) as witness, Station(broker.port, *cars, protocol=protocol) as station:
+        await station.sink.publish(journal[:70])
+        await station.sink.publish(journal[70:])
+        for one in cars:
+            own = [entry for entry in journal if entry.vehicle_id == one.id]
+            await witness.until(lambda w, one=one: len(w.on(f"evbatteryd/{one.slug}/fetched_at")) == 40)
+            assert ids(witness, one.slug) == told_of(one, journal)
+            scalars = [message.text for message in witness.on(f"evbatteryd/{one.slug}/soc")]
+            assert scalars == [f"{entry.state.soc_percent:.0f}" for entry in own]
+        values = [m for m in witness.heard if not m.topic.startswith("evbatteryd/bridge/")]
+        assert all(message.retain for message in values)
+        # 120 readings with state, soc and two times each; three availabilities; `online` and `info`.
+        await witness.until(lambda w: len(w.heard) == 120 * 4 + 3 + 2)
+        assert station.tally.messages == len(witness.heard)
+
+
+async def test_a_published_reading_was_acknowledged(broker: Mosquitto) -> None:
+    """Whoever subscribes after ``publish`` has returned finds it retained."""
+    async with Station(broker.port, car(1)) as station:
+        await station.sink.publish([reading(7, state=state(soc=61, range_km=240))])
+        async with Witness(broker.port, "evbatteryd/car_1/+") as late:
+            await late.until(lambda w: len(w.heard) == 5)
+            assert ids(late, "car_1") == ["r7"]
+            assert late.last("evbatteryd/car_1/soc") == "61"
+            assert late.last("evbatteryd/car_1/range_km") == "240"
+
+
+async def test_a_state_says_what_it_is_and_how_long_it_holds(broker: Mosquitto) -> None:
+    async with Witness(broker.port) as witness, Station(broker.port, car(1)) as station:
+        await station.sink.publish([reading(1, state=state(soc=61))])
+        await witness.until(lambda w: w.on("evbatteryd/car_1/soc"))
+        (whole,), (soc,) = witness.on("evbatteryd/car_1/state"), witness.on("evbatteryd/car_1/soc")
+        seconds = (STALE_AT - station.clock.now()).total_seconds()
+        assert whole.properties.MessageExpiryInterval == seconds
+        assert soc.properties.MessageExpiryInterval == seconds
+        assert whole.properties.ContentType == "application/json"
+        assert whole.properties.UserProperty == [("schema", "1")]
+        assert whole.json["freshness"] == "fresh"
+
+
+async def test_a_clock_that_runs_fast_makes_values_expire_fast(broker: Mosquitto) -> None:
+    async with Witness(broker.port) as witness, Station(broker.port, car(1)) as station:
+        station.clock.speed = 60.0
+        await station.sink.publish([reading(1, state=state(soc=61))])
+        await witness.until(lambda w: w.on("evbatteryd/car_1/state"))
+        seconds = (STALE_AT - station.clock.now()).total_seconds() // 60
+        assert witness.on("evbatteryd/car_1/state")[0].properties.MessageExpiryInterval == seconds
+
+
+async def test_a_late_subscriber_gets_what_is_left_of_the_time(broker: Mosquitto) -> None:
+    async with Station(broker.port, car(1)) as station:
+        await station.sink.publish([reading(1, state=state(soc=61))])
+        seconds = (STALE_AT - station.clock.now()).total_seconds()
+        left = seconds
+        while left == seconds:  # the broker counts whole seconds
+            await asyncio.sleep(0.2)
+            async with Witness(broker.port, "evbatteryd/car_1/soc") as late:
+                await late.until(lambda w: w.heard)
+                left = late.heard[0].properties.MessageExpiryInterval
+        assert 0 < left < seconds
+
+
+async def test_a_value_that_is_old_when_told_is_heard_and_then_gone(broker: Mosquitto) -> None:
+    old = state(soc=61, measured_at=NOON - timedelta(days=9))
+    async with Witness(broker.port) as witness, Station(broker.port, car(1)) as station:
+        await station.sink.publish([reading(1, state=old)])
+        await witness.until(lambda w: w.on("evbatteryd/car_1/soc"))
+        (whole,) = witness.on("evbatteryd/car_1/state")
+        assert whole.json["freshness"] == "stale"
+        assert whole.properties.MessageExpiryInterval == 1
+        await witness.until(lambda w: w.last("evbatteryd/car_1/availability") == "stale")
+        kept = {"evbatteryd/car_1/state"}
+        while kept & {"evbatteryd/car_1/state", "evbatteryd/car_1/soc"}:
+            await asyncio.sleep(0.2)
+            async with Witness(broker.port, "evbatteryd/car_1/+") as late:
+                await late.until(lambda w: w.on("evbatteryd/car_1/availability"))
+                kept = {message.topic for message in late.heard}
+
+
+async def test_either_shape_can_be_switched_off(broker: Mosquitto) -> None:
+    async with Witness(broker.port) as witness:
+        async with Station(broker.port, car(1), scalars=False, base_topic="evbatteryd/a") as station:
+            await station.sink.publish([reading(1, state=state(soc=61))])
+        async with Station(broker.port, car(1), json_state=False, base_topic="evbatteryd/b") as station:
+            await station.sink.publish([reading(1, state=state(soc=61))])
+        await witness.until(lambda w: w.last("evbatteryd/b/bridge/state") == "offline")
+        topics = {message.topic.removeprefix("evbatteryd/") for message in witness.heard}
+        assert topics == {
+            *("a/bridge/state", "a/bridge/info", "a/car_1/state", "a/car_1/availability"),
+            *("b/bridge/state", "b/bridge/info", "b/car_1/availability"),
+            *("b/car_1/soc", "b/car_1/measured_at", "b/car_1/fetched_at"),
+        }
+
+
+async def test_the_bridge_says_what_it_is_and_how_many_cars_it_has(broker: Mosquitto) -> None:
+    cars = [car(1), car(2), car(3, withdrawn_at=NOON)]
+    async with Witness(broker.port) as witness, Station(broker.port, *cars) as station:
+        await witness.until(lambda w: w.last("evbatteryd/car_2/availability"))
+        info = witness.on("evbatteryd/bridge/info")
+        assert [(m.json["vehicles"], m.json["started_at"]) for m in info] == [(2, "2026-11-22T12:01:00Z")]
+        station.told(car(4))
+        await witness.until(lambda w: len(w.on("evbatteryd/bridge/info")) == 2)
+        station.told(car(1, withdrawn_at=NOON))
+        await witness.until(lambda w: len(w.on("evbatteryd/bridge/info")) == 3)
+        assert [m.json["vehicles"] for m in witness.on("evbatteryd/bridge/info")] == [2, 3, 2]
+
+
+# Confirmations, freshness, consent
+
+
+async def test_a_confirmation_repeats_the_reading_with_its_new_time(broker: Mosquitto) -> None:
+    async with Witness(broker.port) as witness, Station(broker.port, car(1)) as station:
+        first = reading(1, state=state(soc=61))
+        await station.sink.publish([first])
+        confirmed = state(soc=61, fetched_at=later(1))
+        station.told(car(1, state=confirmed, reading_id="r1"))
+        await witness.until(lambda w: len(w.on("evbatteryd/car_1/fetched_at")) == 2)
+        told = [message.json for message in witness.on("evbatteryd/car_1/state")]
+        assert [one["reading_id"] for one in told] == ["r1", "r1"]
+        assert [one["fetched_at"] for one in told] == ["2026-11-22T12:00:30Z", "2026-11-22T12:01:00Z"]
+        assert [one["measured_at"] for one in told] == ["2026-11-22T12:00:00Z"] * 2
+        assert witness.last("evbatteryd/car_1/fetched_at") == "2026-11-22T12:01:00Z"
+
+
+async def test_a_touch_that_changes_nothing_says_nothing(broker: Mosquitto) -> None:
+    async with Witness(broker.port) as witness, Station(broker.port, car(1), car(2)) as station:
+        first = reading(1, state=state(soc=61))
+        station.fleet.put(at_its_newest(car(1), [first]))
+        await station.sink.publish([first])
+        await witness.until(lambda w: w.last("evbatteryd/car_1/fetched_at"))
+        assert witness.last("evbatteryd/car_1/availability") == "fresh"
+        heard = len([m for m in witness.heard if m.topic.startswith("evbatteryd/car_1/")])
+        for _ in range(5):
+            station.sink.touch(VehicleId(1))
+        station.told(car(2, trouble=Trouble("unreachable", "network", "no way there", NOON)))
+        await witness.until(lambda w: w.last("evbatteryd/car_2/availability") == "offline")
+        assert len([m for m in witness.heard if m.topic.startswith("evbatteryd/car_1/")]) == heard
+
+
+async def test_freshness_that_runs_out_is_told_and_nothing_old_looks_new(broker: Mosquitto) -> None:
+    async with Witness(broker.port) as witness, Station(broker.port, car(1)) as station:
+        first = reading(1, state=state(soc=61))
+        station.fleet.put(at_its_newest(car(1), [first]))
+        await station.sink.publish([first])
+        await witness.until(lambda w: w.last("evbatteryd/car_1/availability") == "fresh")
+        await station.clock.advance(STALE_AT - station.clock.now())
+        station.sink.touch(VehicleId(1))
+        await witness.until(lambda w: len(w.on("evbatteryd/car_1/state")) == 2)
+        told = witness.on("evbatteryd/car_1/state")[-1]
+        assert (told.json["freshness"], told.json["reading_id"]) == ("stale", "r1")
+        assert told.properties.MessageExpiryInterval == 1
+        assert [m.text for m in witness.on("evbatteryd/car_1/availability")] == ["fresh", "stale"]
+        station.told(replace(station.fleet[VehicleId(1)], trouble=Trouble("unreachable", "n", "n", NOON)))
+        await witness.until(lambda w: w.last("evbatteryd/car_1/availability") == "offline")
+        assert len(witness.on("evbatteryd/car_1/soc")) == 1
+
+
+async def test_a_withdrawn_car_is_wiped_and_stays_so(
+    broker: Mosquitto, protocol: str, impatient: None
+) -> None:
+    first = reading(1, state=state(soc=61, charging=True))
+    async with (
+        Witness(broker.port) as witness,
+        Gate(broker.port) as gate,
+        Station(gate.port, car(1), protocol=protocol) as station,
+    ):
+        station.fleet.put(at_its_newest(car(1), [first]))
+        await station.sink.publish([first])
+        await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "61")
+        gone = car(1, state=first.state, reading_id="r1", withdrawn_at=later(1))
+        station.told(gone)
+        await witness.until(lambda w: w.last(f"evbatteryd/car_1/{FIELDS[-1]}") == "")
+        await station.sink.publish([reading(2, state=state(soc=60, measured_at=later(1)))])
+        station.sink.touch(gone.id)
+        station.told(car(2))
+        await witness.until(lambda w: w.on("evbatteryd/car_2/availability"))
+        for field in ("state", *FIELDS):
+            empty = [m for m in witness.on(f"evbatteryd/car_1/{field}") if not m.payload]
+            assert len(empty) == 1, field
+        async with Witness(broker.port, "evbatteryd/car_1/+") as late:
+            await late.until(lambda w: w.heard)
+            assert [(m.topic, m.text) for m in late.heard] == [("evbatteryd/car_1/availability", "offline")]
+        gate.shut()
+        await station.logged("mqtt.lost")
+        gate.open()
+        await station.logged("mqtt.connected", times=2)
+        await witness.until(lambda w: len(w.on("evbatteryd/car_2/availability")) == 2)
+        assert {message.text for message in witness.on("evbatteryd/car_1/soc")[1:]} == {""}
+
+
+async def test_a_car_whose_owner_consents_again_is_told_again(broker: Mosquitto) -> None:
+    first = reading(1, state=state(soc=61))
+    async with Witness(broker.port) as witness, Station(broker.port, car(1)) as station:
+        await station.sink.publish([first])
+        station.told(car(1, state=first.state, reading_id="r1", withdrawn_at=later(1)))
+        await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "")
+        station.told(car(1, state=first.state, reading_id="r1"))
+        await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "61")
+        station.told(car(1, state=first.state, reading_id="r1", withdrawn_at=later(2)))
+        await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "")
+
+
+# The two lanes
+
+
+async def test_a_confirmation_waits_for_the_readings_before_it(broker: Mosquitto, impatient: None) -> None:
+    journal = readings_of(1, 20)
+    async with (
+        Witness(broker.port) as witness,
+        Gate(broker.port) as gate,
+        Station(gate.port, car(1), car(2)) as station,
+    ):
+        await witness.until(lambda w: w.on("evbatteryd/car_2/availability"))
+        gate.shut()
+        await station.connected(False)
+        station.told(at_its_newest(car(1), journal))
+        await station.sink.publish([])
+        gate.open()
+        # The sweep of the new connection has passed this car once it has reached the one after it.
+        await witness.until(lambda w: len(w.on("evbatteryd/car_2/availability")) == 2)
+        assert witness.last("evbatteryd/car_1/availability") == "fresh"
+        assert witness.on("evbatteryd/car_1/state") == []
+        delivering = asyncio.create_task(station.sink.publish(journal))
+        for _ in range(50):
+            station.sink.touch(VehicleId(1))
+            await asyncio.sleep(0)
+        await delivering
+        await witness.until(lambda w: len(ids(w, "car_1")) == 20)
+        assert never_went_back(witness, "car_1")
+
+
+async def test_after_a_restart_no_state_is_told_before_the_readings_that_wait(broker: Mosquitto) -> None:
+    """The process begins with readings 1 to 20 of one car in the journal that this sink never took."""
+    journal = readings_of(1, 20)
+    cars = [at_its_newest(car(1), journal), car(2, state=state(soc=33), reading_id="r0")]
+    async with Witness(broker.port) as witness, Station(broker.port, *cars, owed_until=20) as station:
+        await witness.until(lambda w: w.on("evbatteryd/car_2/availability"))
+        await station.sink.publish(journal[:10])
+        station.sink.touch(VehicleId(1))
+        station.sink.touch(VehicleId(2))
+        await witness.until(lambda w: len(ids(w, "car_1")) == 10)
+        assert witness.on("evbatteryd/car_2/state") == []
+        await station.sink.publish(journal[10:])
+        await witness.until(lambda w: w.on("evbatteryd/car_2/state"))
+        assert ids(witness, "car_1") == told_of(cars[0], journal)
+        assert never_went_back(witness, "car_1")
+        assert ids(witness, "car_2") == ["r0"]
+
+
+async def test_after_a_restart_every_state_is_told_again(broker: Mosquitto, protocol: str) -> None:
+    cars = [car(number, state=state(soc=number), reading_id=f"r{number}") for number in range(1, 301)]
+    async with Station(broker.port, *cars, protocol=protocol, scalars=False), Witness(broker.port) as witness:
+        for one in cars:
+            await witness.until(lambda w, one=one: w.on(f"evbatteryd/{one.slug}/state"))
+            told = witness.on(f"evbatteryd/{one.slug}/state")[-1].json
+            assert (told["reading_id"], told["replayed"]) == (one.reading_id, True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_breaks_nothing_is_lost_and_no_state_goes_back(
+    broker: Mosquitto, impatient: None, seed: int
+) -> None:
+    """Readings, confirmations and breaks in random order: as the journal, the poller and the world do."""
+    chance = random.Random(seed)
+    cars = [car(number) for number in range(1, 5)]
+    journal = interleaved(4, 50)
+    async with (
+        Witness(broker.port) as witness,
+        Gate(broker.port) as gate,
+        Station(gate.port, *cars) as station,
+    ):
+        committed: asyncio.Queue[Reading | None] = asyncio.Queue()
+
+        async def poll() -> None:
+            for number, one in enumerate(journal):
+                committed.put_nowait(one)
+                known = station.fleet[one.vehicle_id]
+                station.told(replace(known, state=one.state, reading_id=one.reading_id))
+                if number % 60 == 30:
+                    gate.shut()
+                for _ in range(chance.randrange(4)):
+                    await asyncio.sleep(chance.choice([0, 0, 0.002, 0.01]))
+                    station.sink.touch(VehicleId(chance.randrange(1, 5)))
+                gate.open()
+            committed.put_nowait(None)
+
+        async def deliver() -> None:
+            while (one := await committed.get()) is not None:
+                batch = [one]
+                while not committed.empty() and len(batch) < chance.randrange(1, 12):
+                    following = committed.get_nowait()
+                    if following is None:
+                        committed.put_nowait(None)
+                        break
+                    batch.append(following)
+                await station.deliver(batch)
+
+        async with asyncio.TaskGroup() as living:
+            living.create_task(poll())
+            living.create_task(deliver())
+        for one in cars:
+            await witness.until(lambda w, one=one: len(ids(w, one.slug)) == 50)
+            assert ids(witness, one.slug) == told_of(one, journal)
+            assert never_went_back(witness, one.slug)
+        assert station.events("mqtt.lost")
+
+
+# The broker comes and goes
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["forgetful", "persistent"])
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+async def test_a_broker_that_was_away_is_told_everything(
+    tmp_path: Path, protocol: str, impatient: None, how: str, persistent: bool
+) -> None:
+    cars = [car(1), car(2, state=state(soc=20), reading_id="r0")]
+    journal = readings_of(1, 30)
+    before, meanwhile, after = journal[:10], journal[10:20], journal[20:]
+    async with (
+        Mosquitto(tmp_path / "broker", persistent=persistent) as broker,
+        Gate(broker.port) as gate,
+        Station(gate.port, *cars, protocol=protocol) as station,
+    ):
+        async with Witness(broker.port) as witness:
+            await station.sink.publish(before)
+            await witness.until(lambda w: len(ids(w, "car_1")) == 10)
+        await (broker.stop() if how == "stopped" else broker.kill())
+        await station.logged("mqtt.lost")
+        gate.shut()
+        station.told(at_its_newest(cars[0], meanwhile))
+        telling = asyncio.create_task(station.deliver(meanwhile))
+        await station.clock.advance(timedelta(minutes=2))
+        await broker.start()
+        async with Witness(broker.port) as witness:
+            gate.open()
+            await telling
+            await station.sink.publish([replace(one, fetched_at=station.clock.now()) for one in after])
+            await witness.until(
+                lambda w: len(ids(w, "car_1")) >= 20 and w.last("evbatteryd/car_1/soc") == "71"
+            )
+            own = [m.json for m in witness.on("evbatteryd/car_1/state") if not _kept(m, before)]
+            assert list(dict.fromkeys(one["reading_id"] for one in own)) == told_of(cars[0], journal[10:])
+            assert never_went_back(witness, "car_1")
+            replayed = {str(one["reading_id"]): one["replayed"] for one in reversed(own)}
+            assert [replayed[one.reading_id] for one in meanwhile] == [True] * 10
+            assert [replayed[one.reading_id] for one in after] == [False] * 10
+            await witness.until(lambda w: w.last("evbatteryd/bridge/state") == "online")
+            await witness.until(lambda w: ids(w, "car_2") == ["r0"])
+            await witness.until(lambda w: w.last("evbatteryd/car_2/availability") == "fresh")
+            assert witness.last("evbatteryd/car_2/soc") == "20"
+        assert [entry["event"] for entry in station.log] == ["mqtt.connected", "mqtt.lost", "mqtt.connected"]
+
+
+def _kept(message: object, readings: list[Reading]) -> bool:
+    """What a persistent broker had kept and told the witness at once."""
+    return message.json["reading_id"] in {one.reading_id for one in readings}  # type: ignore[attr-defined]
+
+
+async def test_a_broker_that_is_not_there_at_the_start_is_waited_for(tmp_path: Path, impatient: None) -> None:
+    broker = Mosquitto(tmp_path / "broker")
+    async with Station(broker.port, car(1)) as station:
+        telling = asyncio.create_task(station.sink.publish([reading(1, state=state(soc=61))]))
+        assert (await station.logged("mqtt.unreachable"))["reason"] == "connection refused"
+        async with broker:
+            await telling
+            assert station.sink.connected
+            # One line, however often it was tried.
+            assert [entry["event"] for entry in station.log] == ["mqtt.unreachable", "mqtt.connected"]
+            assert station.tally.up == [True]
+
+
+async def test_a_break_in_the_middle_raises_and_everything_is_offered_again(
+    broker: Mosquitto, impatient: None
+) -> None:
+    journal = readings_of(1, 100)
+    async with (
+        Witness(broker.port) as witness,
+        Gate(broker.port) as gate,
+        Station(gate.port, car(1)) as station,
+    ):
+        telling = asyncio.create_task(station.sink.publish(journal))
+        await witness.until(lambda w: len(ids(w, "car_1")) > 20)
+        gate.shut()
+        with pytest.raises(SinkError):
+            await telling
+        gate.open()
+        await station.sink.publish(journal)
+        await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "1")
+        assert set(ids(witness, "car_1")) == {one.reading_id for one in journal}
+
+
+async def test_an_outage_makes_no_noise(
+    broker: Mosquitto, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither asyncio nor aiomqtt log a word, and no exception is left that nobody retrieved."""
+    caplog.set_level(logging.DEBUG)
+    async with Station(broker.port, car(1)) as station:
+        for outage in (1, 2):
+            delivering = asyncio.create_task(station.deliver(readings_of(1, 100)))
+            await station.connected()
+            await asyncio.sleep(0.01)
+            await broker.kill()
+            await station.logged("mqtt.lost", times=outage)
+            await broker.start()
+            await delivering
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert PASSWORD not in caplog.text
+
+
+async def test_a_frozen_broker_is_given_up_and_taken_back(
+    broker: Mosquitto, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "ACK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(mqtt, "CONNECT_TIMEOUT_S", 0.1)
+    async with Station(broker.port, car(1)) as station:
+        await station.connected()
+        broker.freeze()
+        delivering = asyncio.create_task(station.deliver(readings_of(1, 5)))
+        lost = await station.logged("mqtt.lost")
+        assert lost["reason"] == "the broker acknowledges nothing any more"
+        broker.thaw()
+        assert await delivering >= 1
+        async with Witness(broker.port) as late:
+            await late.until(lambda w: w.last("evbatteryd/car_1/soc") == "96")
+            await late.until(lambda w: w.last("evbatteryd/bridge/state") == "online")
+
+
+@pytest.mark.parametrize(
+    ("farewell", "reason"),
+    [
+        (b"\xe0\x01\x8e", "session taken over"),
+        (b"\xe0\x01\x8b", "server shutting down"),
+        (b"\xe0\x00", "the broker closed the connection"),
+        (b"", "the connection broke"),
+    ],
+)
+async def test_why_a_connection_ended_is_said_in_words(farewell: bytes, reason: str) -> None:
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _packet(reader)
+        writer.write(b"\x20\x03\x00\x00\x00" + farewell)
+        await writer.drain()
+        writer.close()
+
+    async with _server(end) as port, Station(port, car(1)) as station:
+        assert (await station.logged("mqtt.lost"))["reason"] == reason
+        assert [entry["event"] for entry in station.log] == ["mqtt.connected", "mqtt.lost"]
+
+
+# The broker refuses
+
+
+async def test_a_wrong_password_is_said_once_and_recovered_from(
+    tmp_path: Path, protocol: str, impatient: None
+) -> None:
+    async with (
+        Mosquitto(tmp_path / "broker", users={"evbatteryd": "another one"}) as broker,
+        Station(broker.port, car(1), protocol=protocol) as station,
+    ):
+        telling = asyncio.create_task(station.sink.publish([reading(1, state=state(soc=61))]))
+        refused = await station.logged("mqtt.refused")
+        assert refused["reason"] == "not authorized"
+        assert "mqtt.password" in str(refused["mend"])
+        await asyncio.sleep(0.3)  # several attempts
+        broker.users = {"evbatteryd": PASSWORD}
+        await broker.reload()
+        await telling
+        assert [entry["event"] for entry in station.log] == ["mqtt.refused", "mqtt.connected"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "protocol", "event", "words"),
+    [
+        (b"\x20\x03\x00\x84\x00", "5", "mqtt.refused", "unsupported protocol version"),
+        (b"\x20\x02\x00\x01", "5", "mqtt.refused", "unsupported protocol version"),
+        (b"\x20\x03\x00\x86\x00", "5", "mqtt.refused", "bad user name or password"),
+        (b"\x20\x03\x00\x8a\x00", "5", "mqtt.refused", "banned"),
+        (b"\x20\x02\x00\x04", "3.1.1", "mqtt.refused", "bad user name or password"),
+        (b"\x20\x02\x00\x05", "3.1.1", "mqtt.refused", "not authorized"),
+        (b"\x20\x02\x00\x01", "3.1.1", "mqtt.unreachable", "does it speak this mqtt.protocol?"),
+        (b"", "5", "mqtt.unreachable", "does it speak this mqtt.protocol?"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "5", "mqtt.unreachable", "does it speak this mqtt.protocol?"),
+    ],
+)
+async def test_every_refusal_is_said_in_words_and_once(
+    impatient: None, answer: bytes, protocol: str, event: str, words: str
+) -> None:
+    attempts = asyncio.Semaphore(0)
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        writer.close()
+        attempts.release()
+
+    async with _server(refuse) as port, Station(port, car(1), protocol=protocol) as station:
+        for _ in range(4):
+            await attempts.acquire()
+        (line,) = station.log
+        assert line["event"] == event
+        assert words in str(line["reason"])
+        assert "mend" in line or event == "mqtt.unreachable"
+
+
+async def test_a_message_that_the_broker_refuses_is_no_message_taken(tmp_path: Path, impatient: None) -> None:
+    rules = tmp_path / "acl"
+    rules.write_text("topic read #\ntopic write evbatteryd/bridge/#\ntopic write evbatteryd/car_2/#\n")
+    async with (
+        Mosquitto(tmp_path / "broker", settings=f"acl_file {rules}") as broker,
+        Station(broker.port, car(1), car(2)) as station,
+    ):
+        for _ in range(3):
+            with pytest.raises(SinkError, match=r"evbatteryd/car_1/state: not authorized"):
+                await station.sink.publish([reading(1, state=state(soc=61))])
+        (line,) = station.events("mqtt.publish_refused")
+        assert "mqtt.username" in str(line["mend"])
+        station.told(car(2, trouble=Trouble("unreachable", "n", "n", NOON)))
+        async with Witness(broker.port) as witness:
+            await witness.until(lambda w: w.last("evbatteryd/car_2/availability") == "offline")
+        rules.write_text("topic readwrite #\n")
+        await broker.reload()
+        async with Witness(broker.port) as witness:
+            await station.deliver([reading(1, state=state(soc=61))])
+            await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "61")
+
+
+async def test_no_more_is_in_flight_than_the_broker_allows() -> None:
+    """A broker that announces Receive Maximum 3 and acknowledges nothing until it has seen three."""
+    allowed, outstanding, most = 3, 0, 0
+
+    async def acknowledge(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal outstanding, most
+        waiting: list[bytes] = []
+        while True:
+            try:
+                kind, body = await _packet(reader)
+            except asyncio.IncompleteReadError:
+                break
+            if kind == 0x10:
+                writer.write(b"\x20\x06\x00\x00\x03\x21" + allowed.to_bytes(2, "big"))
+            elif kind == 0x30:
+                topic_length = int.from_bytes(body[:2], "big")
+                waiting.append(body[2 + topic_length : 4 + topic_length])
+                most = max(most, len(waiting))
+                await asyncio.sleep(0.002)  # more would come now, if more were sent
+                if not reader._buffer:  # type: ignore[attr-defined]
+                    for mid in waiting:
+                        writer.write(b"\x40\x02" + mid)
+                    waiting.clear()
+        writer.close()
+
+    async with _server(acknowledge) as port, Station(port, car(1)) as station:
+        await station.sink.publish(readings_of(1, 30))
+    assert most == allowed
+
+
+# The end
+
+
+async def test_the_end_is_said(broker: Mosquitto, protocol: str) -> None:
+    """What was touched before the end is told, then ``offline``; nothing after."""
+    first = reading(1, state=state(soc=61))
+    async with Witness(broker.port) as witness:
+        async with Station(broker.port, car(1), protocol=protocol) as station:
+            await station.sink.publish([first])
+            station.told(car(1, state=state(soc=61, fetched_at=later(1)), reading_id="r1"))
+        assert not station.sink.connected
+        assert station.tally.up == [True, False]
+        await witness.until(lambda w: w.last("evbatteryd/bridge/state") == "offline")
+        assert witness.heard[-1].topic == "evbatteryd/bridge/state"
+        assert witness.last("evbatteryd/car_1/fetched_at") == "2026-11-22T12:01:00Z"
+        assert witness.last("evbatteryd/car_1/availability") == "fresh"
+        assert [m.text for m in witness.on("evbatteryd/bridge/state")] == ["online", "offline"]
+
+
+async def test_an_end_that_the_broker_does_not_answer_takes_no_longer_than_its_grace(
+    broker: Mosquitto,
+) -> None:
+    async with Witness(broker.port) as witness:
+        station = Station(broker.port, car(1))
+        async with station:
+            await station.connected()
+            await witness.until(lambda w: w.last("evbatteryd/bridge/state") == "online")
+            broker.freeze()
+            await station.stop(grace=0.05)
+            assert station.events("mqtt.left_abruptly")
+        broker.thaw()
+        await witness.until(lambda w: w.last("evbatteryd/bridge/state") == "offline")
+
+
+async def test_an_end_while_connecting_leaves_nothing_behind() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        while await reader.read(1000):
+            pass
+        broken.set()
+        writer.close()
+
+    connected, broken = asyncio.Event(), asyncio.Event()
+    async with _server(silent) as port:
+        async with Station(port, car(1)):
+            await connected.wait()
+        await asyncio.wait_for(broken.wait(), 10)
+
+
+async def test_a_killed_process_is_told_by_its_last_will(broker: Mosquitto, protocol: str) -> None:
+    script = f"""
+import asyncio
+from tests.builders import car
+from tests.sinks.conftest import Station
+
+async def main():
+    async with Station({broker.port}, car(1), protocol={protocol!r}) as station:
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    async with Witness(broker.port) as witness:
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, cwd=root, env=environment, stdout=subprocess.DEVNULL
+        )
+        try:
+            await witness.until(lambda w: w.last("evbatteryd/bridge/state") == "online")
+        finally:
+            with suppress(ProcessLookupError):
+                child.send_signal(signal.SIGKILL)
+            await child.wait()
+        await witness.until(lambda w: w.last("evbatteryd/bridge/state") == "offline")
+        assert witness.on("evbatteryd/bridge/state")[-1].retain
+
+
+# Ways to the broker
+
+
+async def test_a_websocket_leads_there_too(broker: Mosquitto, tmp_path: Path) -> None:
+    broker.settings = "protocol websockets"
+    await broker.restart()
+    async with Station(broker.port, car(1), websocket_path="/mqtt") as station:
+        await station.sink.publish(readings_of(1, 10))
+        assert station.tally.messages >= 40
+
+
+async def test_a_certificate_that_is_trusted_leads_there(tls_broker: Mosquitto) -> None:
+    options = {"tls": True, "ca_file": tls_broker.folder / "ca.pem", "host": "localhost"}
+    certificate = {
+        "client_certificate": tls_broker.folder / "client.pem",
+        "client_key": tls_broker.folder / "client.key",
+    }
+    async with Station(tls_broker.port, car(1), **options, **certificate) as station:
+        await station.sink.publish(readings_of(1, 10))
+        assert station.tally.messages >= 40
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"host": "localhost"}, "not trusted"),
+        ({"ca_file": "ca.pem", "host": LOOPBACK}, "not trusted: IP address mismatch"),
+        ({"ca_file": "missing.pem", "host": "localhost"}, "no such file or directory"),
+    ],
+)
+async def test_a_certificate_that_is_not_trusted_leads_nowhere(
+    tls_broker: Mosquitto, impatient: None, options: dict[str, str], words: str
+) -> None:
+    folder = tls_broker.folder
+    files = {key: folder / value for key, value in options.items() if key == "ca_file"}
+    async with Station(tls_broker.port, car(1), tls=True, **(options | files)) as station:
+        assert words in str((await station.logged("mqtt.unreachable"))["reason"])
+        assert not station.sink.connected
+
+
+def test_pauses_grow_up_to_a_minute_and_differ() -> None:
+    for failures in range(1, 30):
+        longest = min(0.5 * 2 ** (failures - 1), 60.0)
+        pauses = {mqtt._pause(failures) for _ in range(50)}
+        assert len(pauses) > 1
+        assert all(longest / 2 <= pause <= longest for pause in pauses)
+
+
+def test_options_do_not_show_the_password() -> None:
+    assert "hunter2" not in repr(MqttOptions(host="broker", port=1883, username="me", password="hunter2"))
+
+
+def test_the_sink_is_known_to_the_journal_as_mqtt() -> None:
+    assert MqttSink.name == "mqtt"
+
+
+@asynccontextmanager
+async def _server(handler: object) -> AsyncIterator[int]:
+    server = await asyncio.start_server(handler, LOOPBACK, 0)  # type: ignore[arg-type]
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """One MQTT packet: its type and what follows its length."""
+    (kind,) = await reader.readexactly(1)
+    length, shift = 0, 0
+    while True:
+        (byte,) = await reader.readexactly(1)
+        length |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return kind & 0xF0, await reader.readexactly(length)
+
+
+@pytest.fixture
+async def tls_broker(tmp_path: Path) -> AsyncIterator[Mosquitto]:
+    """Speaks TLS as ``localhost`` and wants a client certificate if it is to be shown one."""
+    folder = tmp_path / "tls"
+    folder.mkdir()
+    _certificates(folder)
+    settings = f"cafile {folder}/ca.pem\ncertfile {folder}/localhost.pem\nkeyfile {folder}/localhost.key"
+    async with Mosquitto(folder, settings=settings) as broker:
+        yield broker
+
+
+def _certificates(folder: Path) -> None:
+    openssl = program("openssl")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2")
+    run("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test authority")
+    for name in ("localhost", "client"):
+        request = ("-addext", f"subjectAltName=DNS:{name}", "-subj", f"/CN={name}")
+        authority = ("-CA", "ca.pem", "-CAkey", "ca.key")
+        run("req", "-x509", *key, *request, *authority, "-keyout", f"{name}.key", "-out", f"{name}.pem")

@@ -1,0 +1,274 @@
+"""Payloads: valid whatever a car told, and nothing in them that it did not tell."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evbatteryd.domain.freshness import Freshness
+from evbatteryd.domain.reading import BatteryState, ChargeState, Measurement, Origin, Signal
+from evbatteryd.sinks.payload import FIELDS, Message, Telling, Topics, newest, state_json
+from tests.builders import NOON, measurement, state
+
+TOPICS = Topics("evbatteryd")
+FLAGS = {Signal.CHARGING, Signal.PLUGGED_IN}
+NUMBERS = set(Signal) - FLAGS - {Signal.CHARGE_STATE}
+
+instants = st.datetimes(datetime(2020, 1, 1), datetime(2035, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+numbers = st.floats(0, 2_000_000, allow_nan=False) | st.integers(0, 2_000_000).map(float)
+
+
+def values(signal: Signal) -> st.SearchStrategy[object]:
+    if signal in FLAGS:
+        return st.booleans()
+    return st.sampled_from(ChargeState) if signal is Signal.CHARGE_STATE else numbers
+
+
+@st.composite
+def states(draw: st.DrawFn) -> BatteryState:
+    """Any state: any signals, any order of times, with or without the car's own."""
+    return BatteryState(
+        {
+            signal: Measurement(
+                signal,
+                draw(values(signal)),
+                draw(st.none() | instants),
+                draw(instants),
+                draw(st.sampled_from(Origin)),
+            )
+            for signal in draw(st.sets(st.sampled_from(Signal)))
+        }
+    )
+
+
+def telling(known: BatteryState, **changes: object) -> Telling:
+    usual: dict[str, object] = {
+        "slug": "zoe",
+        "state": known,
+        "reading_id": "r1",
+        "origin": Origin.POLL,
+        "freshness": Freshness.FRESH,
+        "replayed": False,
+        "published_at": NOON,
+        "expiry": 60,
+    }
+    return Telling(**(usual | changes))
+
+
+def said(known: BatteryState, **changes: object) -> dict[str, object]:
+    found: dict[str, object] = json.loads(state_json(telling(known, **changes)))
+    return found
+
+
+def scalars(known: BatteryState) -> dict[str, str]:
+    return {
+        message.topic.removeprefix("evbatteryd/zoe/"): message.payload.decode()
+        for message in TOPICS.scalars(telling(known))
+    }
+
+
+def at(time: datetime | None) -> str | None:
+    """RFC 3339 by the standard library, to compare with."""
+    return None if time is None else time.isoformat().replace("+00:00", "Z")
+
+
+def test_every_field_of_a_state_has_its_name_and_unit() -> None:
+    known = state(
+        soc=62.5,
+        range_km=245.0,
+        capacity_kwh=52,
+        charge_state="charging",
+        charging=True,
+        plugged_in=True,
+        charge_limit=80,
+        charge_power_kw=7.3625,
+        time_to_full_s=5400,
+        odometer_km=48_211.123456,
+    )
+    assert said(known, replayed=True, published_at=NOON + timedelta(minutes=1)) == {
+        "vehicle": "zoe",
+        "soc": 62.5,
+        "range_km": 245,
+        "capacity_kwh": 52,
+        "charge_state": "charging",
+        "charging": True,
+        "plugged_in": True,
+        "charge_limit": 80,
+        "charge_power_kw": 7.362,
+        "time_to_full_s": 5400,
+        "odometer_km": 48211.123,
+        "measured_at": "2026-11-22T12:00:00Z",
+        "fetched_at": "2026-11-22T12:00:30Z",
+        "published_at": "2026-11-22T12:01:00Z",
+        "source": "poll",
+        "freshness": "fresh",
+        "replayed": True,
+        "reading_id": "r1",
+        "schema": 1,
+        "times": {},
+    }
+    assert scalars(known) == {
+        "soc": "62.5",
+        "range_km": "245",
+        "capacity_kwh": "52",
+        "charge_state": "charging",
+        "charging": "true",
+        "plugged_in": "true",
+        "charge_limit": "80",
+        "charge_power_kw": "7.362",
+        "time_to_full_s": "5400",
+        "odometer_km": "48211.123",
+        "measured_at": "2026-11-22T12:00:00Z",
+        "fetched_at": "2026-11-22T12:00:30Z",
+    }
+
+
+def test_what_is_unknown_is_null_and_has_no_scalar() -> None:
+    known = state(soc=0, measured_at=None)
+    told = said(known)
+    assert [field for field in FIELDS if told[field] is not None] == ["soc", "fetched_at"]
+    assert scalars(known) == {"soc": "0", "fetched_at": "2026-11-22T12:00:30Z"}
+
+
+def test_fields_measured_at_another_time_say_so() -> None:
+    earlier = NOON - timedelta(hours=2)
+    known = BatteryState(
+        {
+            Signal.SOC: measurement("soc", 50),
+            Signal.RANGE: measurement("range_km", 200),
+            Signal.ODOMETER: measurement("odometer_km", 4711, measured_at=earlier),
+            Signal.CHARGE_LIMIT: measurement("charge_limit", 80, measured_at=None, fetched_at=NOON),
+        }
+    )
+    assert said(known)["times"] == {
+        "odometer_km": {"measured_at": at(earlier), "fetched_at": at(earlier + timedelta(seconds=30))},
+        "charge_limit": {"measured_at": None, "fetched_at": at(NOON)},
+    }
+
+
+def test_a_state_that_one_signal_tells_of_another_has_the_time_of_the_one_that_told() -> None:
+    later = NOON + timedelta(minutes=10)
+    known = BatteryState(
+        {
+            Signal.SOC: measurement("soc", 50),
+            Signal.CHARGE_STATE: measurement("charge_state", "charging"),
+            Signal.PLUGGED_IN: measurement("plugged_in", False, measured_at=later),
+        }
+    )
+    told = said(known)
+    pulled = {"measured_at": at(later), "fetched_at": at(later + timedelta(seconds=30))}
+    assert (told["charging"], told["charge_state"], told["plugged_in"]) == (False, "not_charging", False)
+    assert told["times"] == {"charging": pulled, "charge_state": pulled, "plugged_in": pulled}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (50.0, "50"),
+        (50.12345, "50.123"),
+        (0.0004, "0"),
+        (-0.0, "0"),
+        (2.9999, "3"),
+        (1e15, "1000000000000000"),
+    ],
+)
+def test_numbers_are_plain(value: float, text: str) -> None:
+    assert scalars(state(odometer_km=value))["odometer_km"] == text
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_is_unknown(value: float) -> None:
+    known = state(soc=50, range_km=value)
+    assert said(known)["range_km"] is None
+    assert "range_km" not in scalars(known)
+
+
+def test_times_keep_every_digit_they_have() -> None:
+    known = state(soc=50, measured_at=NOON + timedelta(milliseconds=7))
+    assert said(known)["measured_at"] == "2026-11-22T12:00:00.007000Z"
+
+
+def test_a_cleared_car_loses_every_topic_that_can_hold_a_value() -> None:
+    known = state(**{signal.value: 1.0 for signal in NUMBERS}, charging=True, charge_state="charging")
+    whole = telling(known)
+    told = [TOPICS.state(whole), *TOPICS.scalars(whole)]
+    cleared = list(TOPICS.cleared("zoe"))
+    assert {message.topic for message in told} == {message.topic for message in cleared}
+    assert {message.payload for message in cleared} == {b""}
+
+
+def test_the_bridge_tells_who_it_is() -> None:
+    info = TOPICS.info(version="1.2.3", vehicles=4, started_at=NOON)
+    assert info.topic == "evbatteryd/bridge/info"
+    assert json.loads(info.payload) == {
+        "version": "1.2.3",
+        "vehicles": 4,
+        "started_at": "2026-11-22T12:00:00Z",
+    }
+    assert TOPICS.online() == Message("evbatteryd/bridge/state", b"online")
+    assert TOPICS.availability("zoe", Freshness.STALE) == Message("evbatteryd/zoe/availability", b"stale")
+
+
+@given(states(), st.booleans(), st.sampled_from(Freshness))
+def test_a_payload_tells_the_state_and_nothing_else(
+    known: BatteryState, replayed: bool, freshness: Freshness
+) -> None:
+    told = said(known, replayed=replayed, freshness=freshness)
+    for signal in NUMBERS:
+        value = known.number(signal)
+        assert (told[signal] is None) == (value is None)
+        assert value is None or told[signal] == pytest.approx(value, abs=0.0006)
+    assert told["charging"] == known.charging
+    assert told["charge_state"] == known.charge_state
+    assert told["plugged_in"] == known.plugged_in
+    assert (told["measured_at"], told["fetched_at"]) == (at(known.measured_at), at(known.fetched_at))
+    assert (told["replayed"], told["freshness"]) == (replayed, freshness)
+
+
+@given(states())
+def test_a_scalar_is_told_if_and_only_if_the_state_knows_it(known: BatteryState) -> None:
+    told, alone = said(known), scalars(known)
+    assert set(alone) == {field for field in FIELDS if told[field] is not None}
+    for field, text in alone.items():
+        assert text
+        assert text == told[field] or json.loads(text) == told[field]
+
+
+@given(states())
+def test_every_known_field_has_the_times_of_a_measurement_that_was_made(known: BatteryState) -> None:
+    told = said(known)
+    made = {(at(one.measured_at), at(one.fetched_at)) for one in known}
+    times = told["times"]
+    assert isinstance(times, dict)
+    top = (told["measured_at"], told["fetched_at"])
+    for field in Signal:
+        if told[field] is None:
+            assert field not in times
+        elif field in times:
+            assert (times[field]["measured_at"], times[field]["fetched_at"]) in made - {top}
+        else:
+            assert top in made
+
+
+@given(states())
+def test_a_plain_signal_has_its_own_times(known: BatteryState) -> None:
+    told = said(known)
+    times = told["times"]
+    assert isinstance(times, dict)
+    for signal in NUMBERS & set(known.signals):
+        found = known.signals[signal]
+        own = times.get(signal, {"measured_at": told["measured_at"], "fetched_at": told["fetched_at"]})
+        assert own == {"measured_at": at(found.measured_at), "fetched_at": at(found.fetched_at)}
+
+
+@given(states())
+def test_the_newest_measurement_is_the_one_fetched_last(known: BatteryState) -> None:
+    last = newest(known)
+    if last is None:
+        assert not list(known)
+    else:
+        assert all(one.fetched_at <= last.fetched_at for one in known)
