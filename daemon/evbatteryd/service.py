@@ -237,7 +237,7 @@ class _Daemon:
             await purse.open()
         await self.cars.load(self.settings.smartcar)
         for roster in self.rosters:
-            roster.count()
+            await roster.count()
         # What lives as long as the process need not be walked by every collection.
         gc.collect()
         gc.freeze()

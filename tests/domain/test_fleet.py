@@ -47,6 +47,13 @@ def fleet(*cars: Car) -> Fleet:
     return made
 
 
+def test_cars_are_found_by_what_their_source_calls_them() -> None:
+    cars = fleet(car(1))
+    assert cars.by_ref("home", "v") is cars[VehicleId(1)]
+    assert cars.by_ref("another", "v") is None
+    assert cars.by_ref("home", "w") is None
+
+
 def test_cars_are_found_by_id_and_slug_in_order_of_enrolment() -> None:
     second, first = car(2, "leaf"), car(1, "zoe")
     cars = fleet(second, first)

@@ -183,7 +183,7 @@ class World:
     async def enrol(self, count: int = 1, make: str = "RENAULT") -> list[Car]:
         first = len(self.fleet)
         cars = [await self.cars.enrol(consent(first + n, make)) for n in range(count)]
-        self.roster.count()
+        await self.roster.count()
         return cars
 
     async def poll(self, *cars: Car) -> list[Car]:

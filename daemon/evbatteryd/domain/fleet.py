@@ -93,6 +93,7 @@ class Fleet:
         self.profiles = profiles
         self._cars: dict[VehicleId, Car] = {}
         self._ids: dict[str, VehicleId] = {}
+        self._refs: dict[tuple[str, str], VehicleId] = {}
 
     def __len__(self) -> int:
         return len(self._cars)
@@ -114,6 +115,11 @@ class Fleet:
         found = self._ids.get(slug)
         return None if found is None else self._cars[found]
 
+    def by_ref(self, application: str, vehicle_ref: str) -> Car | None:
+        """The car that this application's source knows by that id."""
+        found = self._refs.get((application, vehicle_ref))
+        return None if found is None else self._cars[found]
+
     @property
     def slugs(self) -> Collection[str]:
         """A view, not a copy."""
@@ -126,6 +132,8 @@ class Fleet:
             del self._ids[known.slug]
         self._cars[car.id] = car
         self._ids[car.slug] = car.id
+        consent = car.vehicle.consent
+        self._refs[consent.application, consent.vehicle_ref] = car.id
 
     def profile(self, car: Car) -> BrandProfile:
         return self.profiles[car.vehicle.brand]

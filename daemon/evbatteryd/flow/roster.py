@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,6 +14,7 @@ from evbatteryd.domain.ports import Clock, Log, Source
 from evbatteryd.domain.vehicle import Consent
 from evbatteryd.flow.cars import Cars
 from evbatteryd.flow.purse import Purse
+from evbatteryd.flow.timer import SLICE
 
 SHORTEST_RETRY = timedelta(seconds=30)
 
@@ -41,30 +42,15 @@ class Roster:
         self._log = log.bind(application=application)
         self._every = every
         self._failing = 0
-        self._again = asyncio.Event()
 
-    def count(self) -> int:
-        """Cars of this application that are asked at all; tells the purse."""
-        self._purse.cars = sum(1 for car in self._mine().values() if car.consented)
-        return self._purse.cars
+    async def count(self) -> None:
+        """Tell the purse how many cars of this application are asked at all."""
+        self._purse.cars = len([car async for car in self._mine() if car.consented])
 
     async def run(self) -> None:
         """Keep in step for ever."""
-        self.count()
         while True:
-            pause = await self._sync()
-            self._again.clear()
-            waiting = asyncio.ensure_future(self._again.wait())
-            sleeping = asyncio.ensure_future(self._clock.sleep(pause))
-            try:
-                await asyncio.wait((waiting, sleeping), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                waiting.cancel()
-                sleeping.cancel()
-
-    def sync_soon(self) -> None:
-        """Somebody says that a consent came or went."""
-        self._again.set()
+            await self._clock.sleep(await self._sync())
 
     async def _sync(self) -> timedelta:
         """Read the list once; return how long to wait before the next time."""
@@ -91,29 +77,29 @@ class Roster:
         A car is gone only when a complete list lacks it and a question for it alone is answered with none:
         the list may shift between two of its pages.
         """
-        mine = self._mine()
         seen: set[str] = set()
-        ticket = self._purse.ticket(None)
-        async for consent in self._source.consents(ticket):
+        async for consent in self._source.consents(self._purse.ticket(None)):
             seen.add(consent.vehicle_ref)
-            known = mine.get(consent.vehicle_ref)
+            known = self._fleet.by_ref(self._application, consent.vehicle_ref)
             if known is None:
                 await self._enrol(consent)
             else:
                 await self._renew(known, consent)
-        for ref, car in mine.items():
-            if ref not in seen and car.vehicle.withdrawn_at is None:
-                ticket = self._purse.ticket(None)
-                if not await self._source.consent_stands(car.vehicle.consent, ticket):
-                    await self._withdraw(car)
-        self.count()
+        async for car in self._mine():
+            consent = car.vehicle.consent
+            if consent.vehicle_ref in seen or car.vehicle.withdrawn_at is not None:
+                continue
+            if not await self._source.consent_stands(consent, self._purse.ticket(None)):
+                await self._withdraw(car)
+        await self.count()
 
-    def _mine(self) -> Mapping[str, Car]:
-        return {
-            car.vehicle.consent.vehicle_ref: car
-            for car in self._fleet
-            if car.vehicle.consent.application == self._application
-        }
+    async def _mine(self) -> AsyncIterator[Car]:
+        """The cars of this application, however large the fleet without holding up the loop."""
+        for number, car in enumerate(self._fleet):
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            if car.vehicle.consent.application == self._application:
+                yield car
 
     async def _enrol(self, consent: Consent) -> None:
         car = await self._cars.enrol(consent)
