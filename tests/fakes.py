@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -63,3 +64,10 @@ class CountingTicket:
 
     def resent(self) -> None:
         self.resends += 1
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Until other threads and tasks have made ``condition`` true."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
+            await asyncio.sleep(0.001)

@@ -63,6 +63,23 @@ async def test_a_signal_ends_it_cleanly_and_its_broker_with_it() -> None:
         await asyncio.open_connection("127.0.0.1", int(port))
 
 
+async def test_its_broker_does_not_outlive_it() -> None:
+    program("mosquitto")
+    process = await _started()
+    lines = await _lines_until(process, r"measured .* ago")
+    process.kill()
+    await process.wait()
+    port = next(m[1] for line in lines if (m := re.search(r"mosquitto_sub(?: -p (\d+))? -t", line))) or "1883"
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", int(port))
+            except OSError:
+                break
+            writer.close()
+            await asyncio.sleep(0.05)
+
+
 async def test_a_broker_of_ones_own_is_used(tmp_path: Path) -> None:
     async with Mosquitto(tmp_path) as broker, Witness(broker.port) as witness:
         process = await _started("--mqtt", broker.url, "--speed", "600")

@@ -214,6 +214,11 @@ def _until_signalled(life: Callable[[asyncio.Event], Coroutine[Any, Any, None]])
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, told, number)
         await life(stop)
+        # All is written and told. A name server or broker that hangs in a thread of some library must not
+        # hold up the end: the interpreter would wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
     try:
         import uvloop  # noqa: PLC0415

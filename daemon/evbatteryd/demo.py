@@ -7,9 +7,11 @@ One clock is handed to every part and runs ``speed`` times faster than the wall'
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -168,7 +170,13 @@ async def _mosquitto(program: str, port: int, folder: Path) -> AsyncIterator[Bro
         f"listener {port} {LOOPBACK}\nallow_anonymous true\npersistence false\nlog_type error\n"
     )
     process = await asyncio.create_subprocess_exec(
-        program, "-c", str(configuration), stderr=asyncio.subprocess.DEVNULL, start_new_session=True
+        program,
+        "-c",
+        str(configuration),
+        stderr=asyncio.subprocess.DEVNULL,
+        # Ctrl-C is for us, and the broker hears our last word; but it never outlives us.
+        start_new_session=True,
+        preexec_fn=_end_with_parent,
     )
     try:
         await _listening(port, lambda: process.returncode is None)
@@ -177,6 +185,13 @@ async def _mosquitto(program: str, port: int, folder: Path) -> AsyncIterator[Bro
         if process.returncode is None:
             process.terminate()
         await process.wait()
+
+
+def _end_with_parent() -> None:
+    """In the child: have Linux end it when we end, be it by ``kill -9``. Elsewhere it may outlive us."""
+    pr_set_pdeathsig = 1
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 @asynccontextmanager

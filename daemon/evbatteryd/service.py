@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from evbatteryd import __version__
 from evbatteryd.brands import brand_of
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Car, Fleet
+from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.ports import Clock, Log, Source
 from evbatteryd.domain.reading import Reading
 from evbatteryd.flow.cars import Cars
@@ -39,6 +41,8 @@ from evbatteryd.sources.smartcar import SmartcarOptions, open_http
 from evbatteryd.store.sqlite import open_store
 from evbatteryd.web.app import ANNOUNCER, Health, make_app, serving
 
+TOKENS_UNSAID = 3
+"""Access tokens that are kept out of the log: each lives for an hour."""
 DRAIN = 3.0
 """Real seconds that answers under way, and then readings not yet taken, get at shutdown."""
 HEARTBEAT = timedelta(seconds=5)
@@ -91,6 +95,8 @@ async def _build(
     def on_bug(bug: BaseException) -> None:
         if not bugs.done():
             bugs.set_exception(bug)
+        else:
+            log.error("bug", exc_info=bug)
 
     applications: dict[str, tuple[Source, Purse]] = {}
     rosters: list[Roster] = []
@@ -99,7 +105,7 @@ async def _build(
     for name, application in settings.smartcar.items():
         purse = Purse(name, application.budget, fleet, store, clock, metrics)
         source = SOURCES["smartcar"](
-            _smartcar_options(name, application), http, clock, partial(purse.ticket, None), redactor.register
+            _smartcar_options(name, application), http, clock, partial(purse.ticket, None), _Unsaid().learn
         )
         applications[name] = (source, purse)
         roster = Roster(
@@ -126,7 +132,10 @@ async def _build(
     mqtt = None
     delivery = None
     if settings.mqtt is not None:
-        mqtt = MqttSink(_mqtt_options(settings.mqtt), fleet, clock, metrics, log)
+        behind = await store.cursor(MqttSink.name) < store.head
+        mqtt = MqttSink(
+            _mqtt_options(settings.mqtt), fleet, clock, metrics, log, owed_until=store.head if behind else 0
+        )
         delivery = Delivery(store, mqtt, clock, metrics, log)
     return _Daemon(
         settings=settings,
@@ -146,6 +155,19 @@ async def _build(
         delivery=delivery,
         bugs=bugs,
     )
+
+
+class _Unsaid:
+    """One application's access tokens, for the log's redaction: the present one and those just before it."""
+
+    def __init__(self) -> None:
+        self._tokens: deque[str] = deque()
+
+    def learn(self, token: str) -> None:
+        redactor.register(token)
+        self._tokens.append(token)
+        if len(self._tokens) > TOKENS_UNSAID:
+            redactor.forget(self._tokens.popleft())
 
 
 async def _for_ever(name: str, life: Coroutine[Any, Any, None]) -> None:
@@ -206,6 +228,7 @@ class _Daemon:
     bugs: asyncio.Future[None]
     beat: float = 0.0
     scheduled: bool = False
+    pruning: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[Running], None]) -> None:
         self.beat = time.monotonic()
@@ -238,6 +261,7 @@ class _Daemon:
         await self.cars.load(self.settings.smartcar)
         for roster in self.rosters:
             await roster.count()
+        self.cars.reconsider(self._share)
         # What lives as long as the process need not be walked by every collection.
         gc.collect()
         gc.freeze()
@@ -257,7 +281,7 @@ class _Daemon:
                 self.notifier.stopping()
                 self.log.info("evbatteryd.stopping", in_flight=self.poller.in_flight)
                 self.timer.stop()
-                for task in asking:
+                for task in (*asking, *self.pruning):
                     task.cancel()
             await self.poller.drain(DRAIN)
             await self._hand_over()
@@ -266,6 +290,10 @@ class _Daemon:
         if self.mqtt is not None:
             await self.mqtt.close(1.0)
         self.log.info("evbatteryd.stopped")
+
+    def _share(self, car: Car) -> Share | None:
+        purse = next((p for p in self.purses if p.application == car.vehicle.consent.application), None)
+        return None if purse is None else purse.share(car.id)
 
     async def _until(self, stop: asyncio.Event) -> None:
         """Until we are told to stop. A bug that nobody else could raise is raised here."""
@@ -314,7 +342,10 @@ class _Daemon:
                 self.metrics.connected(self.mqtt.connected)
 
         def prune() -> None:
-            tasks.create_task(self._prune(), name="prune")
+            if not self.pruning:
+                task = tasks.create_task(self._prune(), name="prune")
+                self.pruning.add(task)
+                task.add_done_callback(self.pruning.discard)
 
         watchdog = self.notifier.watchdog
         beat = min(HEARTBEAT, watchdog / 3) if watchdog else HEARTBEAT

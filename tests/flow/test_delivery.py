@@ -13,8 +13,8 @@ from evbatteryd.domain.errors import SinkError
 from evbatteryd.domain.reading import Reading
 from evbatteryd.domain.vehicle import VehicleId
 from evbatteryd.flow.delivery import Delivery
-from tests.fakes import VirtualClock
-from tests.flow.world import World, until, world
+from tests.fakes import VirtualClock, until
+from tests.flow.world import World, world
 
 
 class TakingSink:

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from evbatteryd.domain import errors
+from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.ledger import Budget
-from evbatteryd.domain.profile import Activity
+from evbatteryd.domain.ports import Ticket
+from evbatteryd.domain.profile import Activity, BrandProfile
 from evbatteryd.domain.reading import Observation, Rejected, Signal
 from evbatteryd.domain.vehicle import Vehicle
-from tests.fakes import START
-from tests.flow.world import RENAULT, until, world
+from tests.fakes import START, until
+from tests.flow.world import RENAULT, world
 
 
 async def test_an_answer_becomes_a_committed_reading_and_a_next_poll(tmp_path: Path) -> None:
@@ -384,3 +386,155 @@ async def test_cars_of_an_application_that_is_not_configured_are_kept_and_asked_
         assert "not configured" in w.fleet[car.id].schedule.reason
         await w.cars.load({"home"})
         assert w.fleet[car.id].schedule.due == car.schedule.due
+
+
+async def test_a_full_disk_spends_no_call_and_loses_no_answer(tmp_path: Path) -> None:
+    async with world(tmp_path, Budget(calls_per_vehicle=3)) as w:
+        (car,) = await w.enrol()
+        w.store.full = {"reserve"}
+        for _ in range(10):
+            await w.poll(car)
+        assert w.source.asked == []
+        assert w.purse.share(car.id).calls_left == 3
+        w.store.full = set()
+        (after,) = await w.poll(car)
+        assert after.reading_id is not None
+
+
+async def test_an_answer_waits_in_hand_until_the_disk_has_room(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await w.enrol()
+        w.store.full = {"record"}
+        w.poller.due(car.id)
+        await until(lambda: len(w.said("store.failing")) == 1)
+        w.store.full = set()
+        async with asyncio.timeout(20):
+            await until(lambda: w.fleet[car.id].reading_id is not None)
+        assert len(w.said("store.recovered")) == 1
+
+
+async def test_a_plan_that_cannot_be_corrected_ends_no_process(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await w.enrol()
+        w.source.failing(errors.BudgetSpent("BILLING:VEHICLE_REQUEST_LIMIT", "none left"))
+        w.store.full = {"correct"}
+        w.poller.due(car.id)
+        await until(lambda: len(w.said("store.failing")) == 1)
+        w.store.full = set()
+        await until(lambda: w.poller.in_flight == 0)
+        assert w.fleet[car.id].schedule.outcome == "budget_spent"
+        assert w.purse.share(car.id).calls_left == 0
+
+
+async def test_a_refusal_of_the_old_consent_does_not_end_the_new_one(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await w.enrol()
+        hang = asyncio.Event()
+
+        async def refused(vehicle: Vehicle) -> Observation:
+            await hang.wait()
+            raise errors.ConsentLost("PERMISSION", "gone")
+
+        w.source.answer = refused
+        w.poller.due(car.id)
+        await until(lambda: len(w.source.asked) == 1)
+        w.source.consent_list = [replace(car.vehicle.consent, connection_id="c9")]
+        await w.roster.sync(w.purse.ticket(None))
+        hang.set()
+        await until(lambda: w.poller.in_flight == 0)
+        after = w.fleet[car.id]
+        assert after.trouble is None
+        assert after.schedule.due == START + RENAULT.floor
+
+
+async def test_a_bell_during_the_last_moments_of_a_poll_is_not_lost(tmp_path: Path) -> None:
+    async with world(tmp_path, Budget(calls_per_vehicle=100_000, refill_per_minute=60)) as w:
+        (car,) = await w.enrol()
+
+        def ring_at_once(changed: Car, _: object) -> None:
+            if len(w.source.asked) == 1:
+                w.fleet.put(replace(changed, schedule=replace(changed.schedule, due=w.clock.now())))
+                w.poller.due(changed.id)
+
+        w.cars.listen(ring_at_once)
+        w.poller.due(car.id)
+        await until(lambda: len(w.source.asked) == 2)
+        await until(lambda: w.poller.in_flight == 0)
+
+
+async def test_while_one_brand_hangs_a_car_of_another_that_falls_due_is_asked(tmp_path: Path) -> None:
+    async with world(tmp_path, max_in_flight=4) as w:
+        hanging = await w.enrol(4)
+        (other,) = await w.enrol(1, "LADA")
+        hang = asyncio.Event()
+
+        async def answer(vehicle: Vehicle) -> Observation:
+            if vehicle.brand == "renault":
+                await hang.wait()
+            return w.source.observation(50)
+
+        w.source.answer = answer
+        for car in hanging:
+            w.poller.due(car.id)
+        await until(lambda: w.poller.in_flight == 2)
+        await asyncio.sleep(0.01)  # the dispatcher waits for a request of the brand to end
+        w.poller.due(other.id)
+        await until(lambda: w.fleet[other.id].reading_id is not None)
+        hang.set()
+        await until(lambda: w.poller.in_flight == 0 and w.poller.waiting == 0)
+
+
+async def test_a_car_that_is_withdrawn_while_it_waits_is_not_asked(tmp_path: Path) -> None:
+    async with world(tmp_path, Budget(bucket=2, refill_per_minute=1)) as w:
+        (car,) = await w.enrol()
+        await w.purse.token()
+        w.poller.due(car.id)
+        await w.cars.change(
+            car.id, lambda now: replace(now, vehicle=replace(now.vehicle, withdrawn_at=w.clock.now()))
+        )
+        await w.clock.advance(timedelta(minutes=10))
+        await until(lambda: w.poller.waiting == 0)
+        assert w.source.asked == []
+
+
+async def test_after_a_page_that_could_not_be_noted_the_floor_holds(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await w.enrol()
+        w.source.pages = 2
+        asked = w.source.fetch
+
+        async def then_full(vehicle: Vehicle, profile: BrandProfile, ticket: Ticket) -> Observation:
+            await ticket.spend()
+            w.store.full = {"reserve"}
+            return await asked(vehicle, profile, ticket)
+
+        w.source.fetch = then_full
+        w.poller.due(car.id)
+        await until(lambda: len(w.said("poll.not_noted")) == 1)
+        await until(lambda: w.poller.in_flight == 0)
+        rings = [at for alarms in w.timer._cohorts.values() for at in alarms._set.values()]
+        assert min(rings) >= (START + RENAULT.floor).timestamp()
+
+
+async def test_an_application_without_tokens_holds_no_slot(tmp_path: Path) -> None:
+    async with world(tmp_path, Budget(bucket=2, refill_per_minute=0.001), max_in_flight=1) as w:
+        (car,) = await w.enrol()
+        await w.purse.token()
+        w.poller.due(car.id)
+        await asyncio.sleep(0.01)
+        assert not w.poller._slots.locked()
+
+
+async def test_a_bigger_plan_is_used_from_the_next_start_on(tmp_path: Path) -> None:
+    async with world(tmp_path, Budget(calls_per_vehicle=1)) as w:
+        (car,) = await w.enrol()
+        (after,) = await w.poll(car)
+        assert after.schedule.due is not None
+        assert after.schedule.due - START > timedelta(days=7)
+        clock = w.clock
+    async with world(tmp_path, Budget(calls_per_vehicle=10_000), clock=clock) as again:
+        await again.roster.count()
+        again.cars.reconsider(lambda car: again.purse.share(car.id))
+        due = again.fleet[car.id].schedule.due
+        assert due is not None
+        assert due - START <= RENAULT.parked

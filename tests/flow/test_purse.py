@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from evbatteryd.domain.errors import BudgetSpent
+from evbatteryd.domain.errors import ApplicationRateLimited, BudgetSpent, StoreError
 from evbatteryd.domain.ledger import Budget, Period
 from evbatteryd.domain.vehicle import VehicleId
-from tests.fakes import START
-from tests.flow.world import until, world
+from tests.fakes import START, until
+from tests.flow.world import world
 
 CAR = VehicleId(1)
 
@@ -112,3 +112,55 @@ async def test_the_share_of_the_bucket_grows_thin_with_the_fleet(tmp_path: Path)
     async with world(tmp_path, Budget(refill_per_minute=2)) as w:
         w.purse.cars = 100
         assert w.purse.share(CAR).application_interval == timedelta(minutes=50)
+
+
+async def test_a_closed_application_asks_nobody_and_says_so_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.enrol(1)
+        prepaid = w.purse.ticket(CAR, prepaid=True)
+        assert await w.purse.close(timedelta(minutes=30))
+        assert not await w.purse.close(timedelta(minutes=10))
+        with pytest.raises(ApplicationRateLimited) as told:
+            await prepaid.spend()
+        assert told.value.retry_after == timedelta(minutes=30)
+        assert w.purse.share(CAR).calls_left == 500
+        clock = w.clock
+    async with world(tmp_path, clock=clock) as again:
+        # The bucket was empty, and a restart fills none.
+        ticket = asyncio.create_task(again.purse.ticket(None).spend())
+        await clock.advance(timedelta(seconds=30))
+        assert not ticket.done()
+        await clock.advance(timedelta(minutes=1))
+        await ticket
+
+
+async def test_a_clock_set_back_neither_keeps_an_application_closed_nor_brings_calls_back(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, Budget(calls_per_vehicle=2, period=Period.DAY)) as w:
+        await w.enrol(1)
+        await w.clock.advance(timedelta(hours=12))
+        await w.purse.ticket(CAR).spend()
+        await w.purse.close(timedelta(minutes=5))
+        w.clock._now -= timedelta(hours=6)
+        assert w.purse.closed_for <= timedelta(minutes=5)
+        assert w.purse.share(CAR).calls_left == 1
+
+
+async def test_a_call_that_cannot_be_noted_is_not_counted(tmp_path: Path) -> None:
+    async with world(tmp_path, Budget(calls_per_vehicle=1, bucket=2)) as w:
+        await w.enrol(1)
+        w.store.full = {"reserve"}
+        for _ in range(5):
+            with pytest.raises(StoreError):
+                await w.purse.ticket(CAR).spend()
+        w.store.full = set()
+        await w.purse.ticket(CAR).spend()
+
+
+async def test_the_last_calls_of_a_pool_are_whoevers_comes_first(tmp_path: Path) -> None:
+    async with world(tmp_path, Budget(calls_per_vehicle=1, pooled=True)) as w:
+        await w.enrol(3)
+        await w.purse.ticket(CAR).spend()
+        await w.purse.ticket(CAR).spend()
+        assert w.purse.share(VehicleId(2)).calls_left == 1

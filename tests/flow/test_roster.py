@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -10,30 +11,33 @@ from pathlib import Path
 import pytest
 
 from evbatteryd.domain import errors
-from tests.fakes import START
-from tests.flow.world import consent, until, world
+from evbatteryd.domain.ledger import Budget
+from evbatteryd.domain.ports import Ticket
+from evbatteryd.domain.vehicle import Consent
+from tests.fakes import START, until
+from tests.flow.world import RENAULT, consent, world
 
 
 async def test_a_new_consent_is_a_new_car_asked_within_seconds(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         w.source.consent_list = [consent(1), consent(2), consent(3, "LAND ROVER")]
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         assert [car.slug for car in w.fleet] == ["renault_megane", "renault_megane_2", "land_rover_megane"]
         assert [car.vehicle.name for car in w.fleet][2] == "Land Rover Megane"
         assert all(car.schedule.due - START <= timedelta(seconds=10) for car in w.fleet if car.schedule.due)
         assert w.purse.cars == 3
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         assert len(w.fleet) == 3
 
 
 async def test_a_withdrawn_consent_ends_the_polls_and_a_new_one_revives_the_same_car(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         w.source.consent_list = [consent(1), consent(2)]
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         gone = w.fleet.by_slug("renault_megane")
         assert gone is not None
         w.source.consent_list = [consent(2)]
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         after = w.fleet[gone.id]
         assert after.vehicle.withdrawn_at == START
         assert after.schedule.due is None
@@ -41,11 +45,11 @@ async def test_a_withdrawn_consent_ends_the_polls_and_a_new_one_revives_the_same
         await w.poll(after)
         assert w.source.asked == []
         assert w.purse.cars == 1
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         assert len(w.said("vehicle.withdrawn")) == 1
 
         w.source.consent_list = [consent(1, connection="c9"), consent(2)]
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         revived = w.fleet[gone.id]
         assert revived.slug == "renault_megane"
         assert revived.consented
@@ -59,14 +63,14 @@ async def test_a_car_that_lost_its_consent_is_asked_again_once_the_owner_consent
 ) -> None:
     async with world(tmp_path) as w:
         w.source.consent_list = [consent(1)]
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         (car,) = w.fleet
         w.source.failing(errors.ConsentLost("PERMISSION", "gone"))
         await w.poll(car)
-        await w.roster.sync()  # the same connection is still listed: nothing has changed
+        await w.roster.sync(w.purse.ticket(None))  # the same connection is still listed: nothing has changed
         assert w.fleet[car.id].schedule.due is None
         w.source.consent_list = [consent(1, connection="c9")]
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         assert w.fleet[car.id].trouble is None
         w.source.answer = w.source.parked
         (after,) = await w.poll(w.fleet[car.id])
@@ -78,9 +82,9 @@ async def test_a_car_missing_from_a_shifting_list_is_asked_for_before_it_is_take
 ) -> None:
     async with world(tmp_path) as w:
         w.source.consent_list = [consent(1), consent(2)]
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         w.source.unlisted = {"v1"}
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         assert all(car.consented for car in w.fleet)
 
 
@@ -97,10 +101,10 @@ async def test_a_list_that_breaks_off_takes_nobodys_consent(
 ) -> None:
     async with world(tmp_path) as w:
         w.source.consent_list = [consent(1), consent(2)]
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         w.source.list_error = error
         with pytest.raises(type(error)):
-            await w.roster.sync()
+            await w.roster.sync(w.purse.ticket(None))
         assert all(car.consented for car in w.fleet)
 
 
@@ -127,8 +131,56 @@ async def test_the_list_is_read_again_by_itself_and_trouble_is_said_once(tmp_pat
 async def test_reading_the_list_costs_the_bucket_but_no_cars_plan(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         w.source.consent_list = [consent(1)]
-        await w.roster.sync()
+        await w.roster.sync(w.purse.ticket(None))
         account = await w.store.account("home", START.replace(day=1, hour=0))
         assert (account.overhead, dict(account.spent)) == (1, {})
         assert account.bucket is not None
         assert account.bucket.level == 119
+
+
+async def test_a_bug_in_the_list_ends_no_process(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+
+        async def broken(ticket: Ticket) -> AsyncIterator[Consent]:
+            raise ZeroDivisionError
+            yield
+
+        w.source.consents = broken
+        pause = await w.roster._sync()
+        assert timedelta() < pause <= timedelta(minutes=15)
+        assert len(w.said("consents.bug")) == 1
+
+
+async def test_a_consent_given_anew_does_not_outrun_the_floor(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.source.consent_list = [consent(1)]
+        await w.roster.sync(w.purse.ticket(None))
+        (car,) = w.fleet
+        await w.poll(car)
+        w.source.consent_list = [consent(1, connection="c9")]
+        await w.roster.sync(w.purse.ticket(None))
+        assert w.fleet[car.id].schedule.due == START + RENAULT.floor
+
+
+async def test_a_make_learnt_later_changes_the_brand(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.source.consent_list = [consent(1, "UNKNOWN")]
+        await w.roster.sync(w.purse.ticket(None))
+        w.source.consent_list = [consent(1, "RENAULT")]
+        await w.roster.sync(w.purse.ticket(None))
+        (car,) = w.fleet
+        assert car.vehicle.brand == "renault"
+        assert len(w.timer) == 1
+
+
+async def test_a_long_list_takes_a_tenth_of_the_requests_at_most(tmp_path: Path) -> None:
+    async with world(tmp_path, Budget(bucket=1000, refill_per_minute=2)) as w:
+
+        async def long(ticket: Ticket) -> AsyncIterator[Consent]:
+            for _ in range(100):
+                await ticket.spend()
+            for listed in ():
+                yield listed
+
+        w.source.consents = long
+        assert await w.roster._sync() == timedelta(minutes=500)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evbatteryd.domain.vehicle import VehicleId
-from evbatteryd.flow.timer import Alarms, CohortTimer
+from evbatteryd.flow.timer import Alarms, CohortTimer, _ahead
 from tests.fakes import START, VirtualClock
 
 steps = st.lists(
@@ -99,4 +99,17 @@ async def test_a_car_that_moves_to_another_brand_rings_once() -> None:
     timer.start(rang.put_nowait)
     assert await asyncio.wait_for(rang.get(), 30) == 1
     assert len(timer) == 0
+    timer.stop()
+
+
+async def test_when_the_machines_clock_is_set_back_the_bells_ring_on() -> None:
+    rang: asyncio.Queue[VehicleId] = asyncio.Queue()
+    timer = CohortTimer(VirtualClock(speed=100), lambda bug: None)
+    timer.arm(VehicleId(1), "renault", START)
+    timer.start(rang.put_nowait)
+    # Set back an hour, APScheduler's next ring is an hour ahead.
+    for job in timer._bells.get_jobs():
+        job.modify(next_run_time=job.next_run_time + timedelta(hours=1))
+    timer._mind_the_clock(_ahead() + 3600.0)
+    assert await asyncio.wait_for(rang.get(), 30) == 1
     timer.stop()

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.freshness import Freshness
+from evbatteryd.domain.ledger import Budget
 from evbatteryd.flow.watch import FreshnessWatch
+from tests.fakes import settle
 from tests.flow.world import world
 
 
@@ -43,3 +45,15 @@ async def test_a_new_measurement_puts_it_off(tmp_path: Path) -> None:
         await w.clock.advance(until - w.clock.now())
         watch.ring()
         assert flipped == []
+
+
+async def test_a_whole_fleet_that_goes_stale_at_once_is_told_in_one_go(tmp_path: Path) -> None:
+    async with world(tmp_path, Budget(bucket=2000)) as w:
+        flipped: list[Car] = []
+        watch = FreshnessWatch(w.fleet, w.clock, flipped.append)
+        for car in await w.poll(*await w.enrol(600)):
+            watch.follow(car)
+        await w.clock.advance(timedelta(days=1))
+        watch.ring()
+        await settle()
+        assert len(flipped) == 600

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from evbatteryd.domain.errors import SourceError
+from evbatteryd.domain.errors import SourceError, StoreError
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.ledger import Budget
 from evbatteryd.domain.ports import Store, Ticket
@@ -24,7 +24,7 @@ from evbatteryd.flow.roster import Roster
 from evbatteryd.flow.timer import CohortTimer
 from evbatteryd.sinks.prometheus import Metrics
 from evbatteryd.store.sqlite import open_store
-from tests.fakes import VirtualClock
+from tests.fakes import VirtualClock, until
 
 RENAULT = BrandProfile(
     brand="renault",
@@ -64,13 +64,6 @@ def consent(number: int, make: str = "RENAULT", connection: str = "") -> Consent
         make=make,
         model="Megane",
     )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Until other threads and tasks have made ``condition`` true."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another thread
-            await asyncio.sleep(0.001)
 
 
 def _brand_of(make: str) -> str:
@@ -134,6 +127,23 @@ def _extras(error: SourceError) -> dict[str, object]:
     return {} if error.retry_after is None else {"retry_after": error.retry_after}
 
 
+class FlakyStore:
+    """A real store whose disk is full for the methods named in ``full``."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.full: set[str] = set()
+
+    def __getattr__(self, name: str) -> object:
+        if name in self.full:
+
+            async def refuse(*_: object, **__: object) -> None:
+                raise StoreError("the disk is full")
+
+            return refuse
+        return getattr(self._store, name)
+
+
 class World:
     """Everything between the timer and the journal."""
 
@@ -142,7 +152,8 @@ class World:
         log = structlog.wrap_logger(
             None, processors=[self._keep], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
-        self.store, self.clock = store, clock
+        self.store, self.clock = FlakyStore(store), clock
+        store = self.store
         self.bugs: list[BaseException] = []
         self.heard: list[tuple[Car, Reading | None]] = []
         self.source = ToldSource(clock)

@@ -25,7 +25,7 @@ from evbatteryd.sources.smartcar import (
     open_http,
     open_smartcar,
 )
-from tests.fakes import START, CountingTicket, VirtualClock
+from tests.fakes import START, CountingTicket, VirtualClock, until
 
 SECRET = "cl13nt-s3cr3t"
 PROFILE = BrandProfile(
@@ -175,8 +175,11 @@ async def test_the_token_is_renewed_before_it_expires(
         await source.fetch(VEHICLE, PROFILE, ticket)
         assert smartcar.tokens_given == 1
         await clock.advance(timedelta(minutes=9))
+        await source.fetch(VEHICLE, PROFILE, ticket)  # nobody waits for the new one
+        assert smartcar.asked[-1].headers["Authorization"] == "Bearer token-1"
+        await until(lambda: smartcar.tokens_given == 2)
+        await asyncio.sleep(0.01)
         await source.fetch(VEHICLE, PROFILE, ticket)
-    assert smartcar.tokens_given == 2
     assert smartcar.asked[-1].headers["Authorization"] == "Bearer token-2"
 
 
@@ -212,6 +215,30 @@ async def test_a_refused_token_is_fetched_anew_once(
     assert observation.measurements
     assert smartcar.tokens_given == 2
     assert ticket.spent == 2
+
+
+async def test_a_token_endpoint_that_hangs_stops_nobody_while_the_token_is_good(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
+) -> None:
+    async with source_at(smartcar.origin, clock) as source:
+        await source.fetch(VEHICLE, PROFILE, ticket)
+        smartcar.token_answer = _hang
+        await clock.advance(timedelta(minutes=58))
+        for _ in range(3):
+            assert (await source.fetch(VEHICLE, PROFILE, ticket)).measurements
+
+
+@pytest.mark.parametrize("link", ["https://[::bad/v3", "http://[", "//[x"])
+async def test_a_next_page_that_is_no_address_is_unreadable(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket, link: str
+) -> None:
+    async def odd(request: web.Request) -> web.Response:
+        return web.json_response({"data": [], "links": {"next": link}})
+
+    smartcar.answer = odd
+    async with source_at(smartcar.origin, clock) as source:
+        with pytest.raises(errors.Unreadable):
+            await source.fetch(VEHICLE, PROFILE, ticket)
 
 
 async def test_when_every_token_is_refused_it_is_the_application_and_not_the_consent(

@@ -138,6 +138,7 @@ def test_an_absent_value_stays_absent(body: object) -> None:
         (True, None),
         ("", None),
         ("soon", None),
+        ("0001-01-01T00:00:00+05:00", None),
         (float("nan"), None),
         (10**30, None),
         ({}, None),
@@ -198,6 +199,19 @@ def test_when_every_signal_fails_the_state_of_charge_says_why() -> None:
             NOW,
         )
     assert told.value.code == "CONNECTED_SERVICES_ACCOUNT:AUTHENTICATION_FAILED"
+
+
+@pytest.mark.parametrize(("kind", "code"), [("COMPATIBILITY", "VEHICLE_NOT_CAPABLE"), ("PERMISSION", None)])
+def test_one_signals_trouble_never_stops_the_car_for_good(kind: str, code: str | None) -> None:
+    lost = signal("odometer-traveleddistance", status="ERROR", type=kind, code=code)
+    asleep = signal("charge-wattage", status="ERROR", type="VEHICLE_STATE", code="ASLEEP")
+    silent = signal("tractionbattery-stateofcharge", status="UNAVAILABLE")
+    with pytest.raises(errors.NothingYet):
+        observe((silent, lost), NOW)
+    for resources in ((silent, lost, asleep), (asleep, lost, silent)):
+        with pytest.raises(errors.Asleep) as told:
+            observe(resources, NOW)
+        assert told.value.code == "VEHICLE_STATE:ASLEEP"
 
 
 def test_no_signal_at_all_is_a_car_that_sent_nothing_yet() -> None:

@@ -251,7 +251,8 @@ def first_poll(spread: float, now: datetime) -> NextPoll:
 def resumed(due: datetime, reason: str, profile: BrandProfile, spread: float, now: datetime) -> NextPoll:
     """The schedule after a restart: as it stood, but what fell due meanwhile is spread out: no burst."""
     if due >= now:
-        return NextPoll(due, reason)
+        # No wait is longer than that: what stands beyond it was noted by a clock that went wrong.
+        return NextPoll(min(due, now + LONGEST_WAIT + _room(profile)), reason)
     overdue = now - due
     pause = spread * min(_room(profile), max(overdue, timedelta(seconds=1)))
     return NextPoll(now + pause, reason.removesuffix(_AWAY) + _AWAY)

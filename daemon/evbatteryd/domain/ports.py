@@ -157,6 +157,10 @@ class Store(Protocol):
         """Note a request before it is sent."""
         ...
 
+    async def keep_bucket(self, application: str, bucket: Bucket) -> None:
+        """The application's bucket, when it changed without a request."""
+        ...
+
     async def account(self, application: str, window_start: datetime) -> Account:
         """What was spent in the period that starts at ``window_start``."""
         ...

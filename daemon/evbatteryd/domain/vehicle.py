@@ -68,7 +68,11 @@ def slug_for(words: str, taken: Container[str]) -> str:
     stem = re.sub(r"[^a-z0-9]+", "_", ascii_only.lower()).strip("_")[:48].rstrip("_") or "car"
     if stem not in taken and stem not in RESERVED_SLUGS:
         return stem
-    number = 2
-    while f"{stem}_{number}" in taken:
-        number += 1
-    return f"{stem}_{number}"
+    # Numbers are mostly taken in a row, so the first free one is found by doubling and halving.
+    low, high = 1, 2
+    while f"{stem}_{high}" in taken:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if f"{stem}_{middle}" in taken else (low, middle)
+    return f"{stem}_{high}"

@@ -13,15 +13,19 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
-from evbatteryd.domain.cadence import first_poll, resumed
+from evbatteryd.domain.cadence import Answered, Facts, first_poll, next_poll, resumed
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Car, Fleet, Schedule
+from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.ports import Clock, Log, Polled, Store
 from evbatteryd.domain.reading import Reading
 from evbatteryd.domain.vehicle import Consent, VehicleId, slug_for
 from evbatteryd.flow.timer import CohortTimer
 
 STORE_PAUSE = timedelta(seconds=5)
+LONGEST_LOOK_BACK = timedelta(days=1)
+_AT_PACE = frozenset({"new", "unchanged", "budget_spent"})
+"""Outcomes after which a car waits for its brand's pace or its plan, and for nothing of its own."""
 UNKNOWN = "unknown"
 """The brand whose profile is used for makes that have none."""
 _T = TypeVar("_T")
@@ -51,10 +55,11 @@ class Cars:
         self._clock = clock
         self._timer = timer
         self._log = log
-        self._brand_of = brand_of
+        self.brand_of = brand_of
         self._listeners: list[Listener] = []
         self._guards: dict[VehicleId, tuple[asyncio.Lock, int]] = {}
         self._store_failing = False
+        self._enrolling = asyncio.Lock()
 
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -68,7 +73,7 @@ class Cars:
         strangers = 0
         for number, car in enumerate(await self._store.cars()):
             # By the profiles of today: a brand may have been added, renamed or removed since.
-            brand = self._brand_of(car.vehicle.consent.make)
+            brand = self.brand_of(car.vehicle.consent.make)
             known = replace(car, vehicle=replace(car.vehicle, brand=brand))
             schedule, application = known.schedule, car.vehicle.consent.application
             if application not in applications:
@@ -87,24 +92,49 @@ class Cars:
         if strangers:
             self._log.warning("vehicles.not_polled", count=strangers, reason="application not configured")
 
+    def reconsider(self, share_of: Callable[[Car], Share | None]) -> None:
+        """Bring forward what a smaller plan or a slower pace of an earlier start had put off.
+
+        Nothing is committed: every start does the same.
+        """
+        now = self._clock.now()
+        for car in self.fleet:
+            schedule, share = car.schedule, share_of(car)
+            if share is None or schedule.due is None or schedule.outcome not in _AT_PACE:
+                continue
+            facts = Facts(
+                profile=self.fleet.profile(car),
+                outcome=Answered(frozenset()),
+                activity=schedule.activity,
+                share=share,
+                calls_per_poll=schedule.calls_per_poll,
+                spread=car.vehicle.spread,
+            )
+            sooner = next_poll(facts, max(schedule.polled_at or now, now - LONGEST_LOOK_BACK))
+            if sooner.at is not None and sooner.at < schedule.due:
+                again = resumed(sooner.at, sooner.reason, facts.profile, facts.spread, now)
+                self.fleet.put(replace(car, schedule=replace(schedule, due=again.at, reason=again.reason)))
+                self._arm(self.fleet[car.id])
+
     async def enrol(self, consent: Consent) -> Car:
         """A new vehicle, asked within seconds."""
-        brand = self._brand_of(consent.make)
+        brand = self.brand_of(consent.make)
         badge = consent.make.title() if brand == UNKNOWN else self.fleet.profiles[brand].name
         name = _name(badge, consent.model)
         now = self._clock.now()
         first = first_poll(0.5, now)
-        car = await self._kept(
-            lambda: self._store.enrol(
-                consent,
-                slug=slug_for(name, self.fleet.slugs),
-                name=name,
-                brand=brand,
-                schedule=Schedule(due=first.at, reason=first.reason),
-                at=now,
+        async with self._enrolling:  # or two applications could choose the same slug
+            car = await self.kept(
+                lambda: self._store.enrol(
+                    consent,
+                    slug=slug_for(name, self.fleet.slugs),
+                    name=name,
+                    brand=brand,
+                    schedule=Schedule(due=first.at, reason=first.reason),
+                    at=now,
+                )
             )
-        )
-        self._took(car, None)
+            self._took(car, None)
         return car
 
     async def change(self, vehicle_id: VehicleId, change: Callable[[Car], Car]) -> Car:
@@ -113,7 +143,7 @@ class Cars:
             before = self.fleet[vehicle_id]
             after = change(before)
             if after != before:
-                await self._kept(lambda: self._store.update(after))
+                await self.kept(lambda: self._store.update(after))
                 self._took(after, None)
             return after
 
@@ -123,7 +153,7 @@ class Cars:
             polled = decide(self.fleet[vehicle_id])
             if polled is None:
                 return self.fleet[vehicle_id]
-            car, reading = await self._kept(lambda: self._store.record(polled))
+            car, reading = await self.kept(lambda: self._store.record(polled))
             self._took(car, reading)
             return car
 
@@ -131,7 +161,7 @@ class Cars:
         """Something about the car changed that needs no commit: its freshness ran out."""
         self._announce(car, None)
 
-    async def _kept(self, write: Callable[[], Awaitable[_T]]) -> _T:
+    async def kept(self, write: Callable[[], Awaitable[_T]]) -> _T:
         """What ``write`` commits, however long the disk stays full. Said once when it begins and ends."""
         while True:
             try:
@@ -148,6 +178,9 @@ class Cars:
             return done
 
     def _took(self, car: Car, reading: Reading | None) -> None:
+        known = self.fleet.get(car.id)
+        if known is not None and known.vehicle.brand != car.vehicle.brand:
+            self._timer.arm(car.id, known.vehicle.brand, None)
         self.fleet.put(car)
         self._arm(car)
         self._announce(car, reading)

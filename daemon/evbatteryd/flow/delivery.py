@@ -33,10 +33,13 @@ class Delivery:
 
     async def run(self) -> None:
         """Deliver for ever, at least once, in order; what the sink has not taken is offered again."""
-        self._cursor = await self._store.cursor(self._sink.name)
+        known = False
         while True:
             self._news.clear()
             try:
+                if not known:
+                    self._cursor = await self._store.cursor(self._sink.name)
+                    known = True
                 await self._walk()
             except (SinkError, StoreError) as error:
                 if not self._failing:
@@ -44,7 +47,8 @@ class Delivery:
                     self._log.warning("delivery.failing", error=str(error), waiting=self.waiting)
                 await asyncio.sleep(self._clock.real(PAUSE) if self._clock.speed <= 1 else 0.2)
                 continue
-            self._caught_up.set()
+            if not self._news.is_set():
+                self._caught_up.set()
             await self._news.wait()
 
     async def caught_up(self) -> None:

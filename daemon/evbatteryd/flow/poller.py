@@ -12,6 +12,8 @@ from evbatteryd.domain.cadence import Answered, Facts, Failed, Outcome, activity
 from evbatteryd.domain.errors import (
     ApplicationRateLimited,
     BudgetSpent,
+    ConsentLost,
+    NotCapable,
     SourceError,
     StoreError,
     Unreadable,
@@ -22,7 +24,7 @@ from evbatteryd.domain.ports import Clock, Log, Polled, Source, Tally
 from evbatteryd.domain.reading import Observation, Rejected, Signal, merge
 from evbatteryd.domain.vehicle import VehicleId
 from evbatteryd.flow.cars import Cars
-from evbatteryd.flow.purse import Purse, PurseTicket
+from evbatteryd.flow.purse import OURS, Purse, PurseTicket
 from evbatteryd.flow.timer import CohortTimer
 from evbatteryd.flow.waiting import Kind, WaitingRoom
 
@@ -75,6 +77,7 @@ class Poller:
         self._on_bug = on_bug
         self._polls: dict[VehicleId, asyncio.Task[None]] = {}
         self._settling: set[VehicleId] = set()
+        self._rang: set[VehicleId] = set()
         self._brands: Counter[str] = Counter()
         self._freed = asyncio.Event()
         self._said: dict[VehicleId, frozenset[tuple[Signal, str]]] = {}
@@ -82,13 +85,17 @@ class Poller:
     def due(self, vehicle_id: VehicleId) -> None:
         """The car's bell rang."""
         car = self._fleet.get(vehicle_id)
-        if car is None or not car.consented or car.schedule.due is None or vehicle_id in self._polls:
+        if car is None or not _asked(car):
+            return
+        if vehicle_id in self._polls:
+            self._rang.add(vehicle_id)
             return
         application = self._applications.get(car.vehicle.consent.application)
         if application is not None:
             kind = (car.vehicle.brand, car.schedule.activity)
-            application.room.enter(vehicle_id, kind, car.schedule.due)
+            application.room.enter(vehicle_id, kind, car.schedule.due or self._clock.now())
             application.someone_waits.set()
+            self._freed.set()  # for a dispatcher that waits for one of another brand
 
     @property
     def in_flight(self) -> int:
@@ -122,18 +129,21 @@ class Poller:
         room, purse = application.room, application.purse
         while True:
             await application.someone_waits.wait()
-            await self._slots.acquire()
+            # The token first: an application that has none must not hold a slot that others could use.
+            await purse.token()
             try:
-                await purse.token()
+                await self._slots.acquire()
             except BaseException:
-                self._slots.release()
+                purse.give_back()
                 raise
             vehicle_id = room.take(self._clock.now(), self._interval, self._admits)
-            if vehicle_id is not None:
+            if vehicle_id is not None and _asked(self._fleet[vehicle_id]):
                 self._begin(vehicle_id, purse, application.source)
                 continue
             purse.give_back()
             self._slots.release()
+            if vehicle_id is not None:  # its consent was withdrawn while it waited
+                continue
             if len(room):  # all of them of brands that have enough requests under way
                 self._freed.clear()
                 await self._freed.wait()
@@ -165,6 +175,11 @@ class Poller:
         self._brands[car.vehicle.brand] -= 1
         self._slots.release()
         self._freed.set()
+        if car.id in self._rang:  # it fell due again before it was let go
+            self._rang.remove(car.id)
+            due = self._fleet[car.id].schedule.due
+            if due is not None and due <= self._clock.now():
+                self.due(car.id)
         if not poll.cancelled() and (bug := poll.exception()) is not None:
             self._on_bug(bug)
 
@@ -177,8 +192,11 @@ class Poller:
         except SourceError as error:
             answer = error
         except StoreError as error:
+            await self._cars.kept(ticket.settle)
             self._log.error("poll.not_noted", vehicle=car.slug, error=str(error))
-            self._timer.arm(car.id, car.vehicle.brand, self._clock.now() + STORE_PAUSE)
+            # If a page was asked for already, the floor counts from there.
+            pause = max(STORE_PAUSE, profile.floor) if ticket.calls else STORE_PAUSE
+            self._timer.arm(car.id, car.vehicle.brand, self._clock.now() + pause)
             return
         except Exception as bug:
             # Whatever one car's answer does to us, every other car goes on.
@@ -187,31 +205,40 @@ class Poller:
         self._settling.add(car.id)
         now = self._clock.now()
         await self._mind_application(car, purse, answer)
-        await ticket.settle()
-        rejected: tuple[Rejected, ...] = ()
+        await self._cars.kept(ticket.settle)
+        polled: Polled | None = None
 
         def decide(current: Car) -> Polled | None:
-            nonlocal rejected
-            polled = self._decide(current, answer, purse, max(ticket.calls, 1), began, now)
-            rejected = polled.rejected if polled is not None else ()
+            nonlocal polled
+            if (
+                isinstance(answer, ConsentLost | NotCapable)
+                and current.vehicle.consent != car.vehicle.consent
+            ):
+                polled = self._consented_meanwhile(current, now)
+            else:
+                polled = self._decide(current, answer, purse, ticket.calls, began, now)
             return polled
 
         settled = await self._cars.record(car.id, decide)
+        if polled is None:
+            return
         self._tally.polled(car.vehicle.consent.make, settled.schedule.outcome, now - began)
         self._report(car, settled)
-        self._report_rejected(settled, rejected)
+        self._report_rejected(settled, polled.rejected)
 
     async def _mind_application(self, car: Car, purse: Purse, answer: Observation | SourceError) -> None:
         """What an answer means for more than its car."""
         match answer:
-            case ApplicationRateLimited(retry_after=pause):
-                pause = pause or APPLICATION_PAUSE
-                purse.close(pause)
-                self._log.warning(
-                    "application.rate_limited", application=purse.application, wait_s=pause.total_seconds()
-                )
-            case BudgetSpent(code=code) if code != "BUDGET":
-                await purse.exhausted(car.id)
+            case ApplicationRateLimited(code=code, retry_after=told) if code != OURS:
+                pause = told or APPLICATION_PAUSE
+                if await self._cars.kept(lambda: purse.close(pause)):
+                    self._log.warning(
+                        "application.rate_limited",
+                        application=purse.application,
+                        wait_s=pause.total_seconds(),
+                    )
+            case BudgetSpent(code=code) if code != OURS:
+                await self._cars.kept(lambda: purse.exhausted(car.id))
 
     def _decide(
         self,
@@ -245,7 +272,7 @@ class Poller:
                 schedule,
                 answered_at=now,
                 failures=0,
-                calls_per_poll=calls,
+                calls_per_poll=max(calls, 1),
                 activity=activity(car.state, state, profile, now),
             )
         decision = next_poll(
@@ -261,7 +288,11 @@ class Poller:
             now,
         )
         schedule = replace(
-            schedule, due=decision.at, reason=decision.reason, polled_at=began, outcome=outcome.label
+            schedule,
+            due=decision.at,
+            reason=decision.reason,
+            polled_at=began if calls else schedule.polled_at,
+            outcome=outcome.label,
         )
         return Polled(
             car=replace(car, state=state, schedule=schedule, trouble=trouble),
@@ -270,6 +301,12 @@ class Poller:
             rejected=rejected,
             excerpt=excerpt,
         )
+
+    def _consented_meanwhile(self, car: Car, now: datetime) -> Polled:
+        """The consent that was refused is not the one the owner has given since: ask with that."""
+        due = now + self._fleet.profile(car).floor
+        schedule = replace(car.schedule, due=due, reason="consented anew: first reading")
+        return Polled(car=replace(car, schedule=schedule), news=False, at=now)
 
     def _report(self, before: Car, after: Car) -> None:
         """One line when something changed; nothing when it happened again."""
@@ -304,6 +341,10 @@ class Poller:
             self._said[car.id] = reasons
         else:
             self._said.pop(car.id, None)
+
+
+def _asked(car: Car) -> bool:
+    return car.consented and car.schedule.due is not None
 
 
 def _trouble(before: Trouble | None, error: SourceError, now: datetime) -> Trouble:

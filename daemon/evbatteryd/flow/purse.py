@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from evbatteryd.domain.errors import BudgetSpent
+from evbatteryd.domain.errors import ApplicationRateLimited, BudgetSpent, StoreError
 from evbatteryd.domain.fleet import Fleet
 from evbatteryd.domain.ledger import Bucket, Budget, Share, Window, window
 from evbatteryd.domain.ports import Clock, Reservation, Store, Tally
@@ -12,6 +12,10 @@ from evbatteryd.domain.vehicle import VehicleId
 
 SPARE = 1.0
 """Tokens never spent. Smartcar's bucket refills from when a request arrives there, ours from when it left."""
+
+
+OURS = "BUDGET"
+"""Code of errors that the purse raises by itself: nothing was sent."""
 
 
 class Purse:
@@ -30,7 +34,7 @@ class Purse:
         self._spent: dict[VehicleId, int] = {}
         self._total = 0
         self._bucket = Bucket(float(budget.bucket), clock.now())
-        self._closed_until: datetime | None = None
+        self._closed: tuple[datetime, timedelta] | None = None
         self.cars = 0
         """Cars of the application that are asked at all: kept by whoever enrols and withdraws them."""
 
@@ -58,10 +62,8 @@ class Purse:
         """Take one token of the bucket, waiting until there is one."""
         while True:
             now = self._clock.now()
-            wait = timedelta()
-            if self._closed_until is not None and now < self._closed_until:
-                wait = self._closed_until - now
-            else:
+            wait = self.closed_for
+            if not wait:
                 self._bucket = self._bucket.now(self.budget, now)
                 wait = self._bucket.wait(self.budget, 1.0 + min(SPARE, self.budget.bucket - 1.0))
                 if not wait:
@@ -73,24 +75,35 @@ class Purse:
         """A token that was taken and is not needed after all."""
         self._bucket = self._bucket.take(-1.0)
 
-    def close(self, span: timedelta) -> None:
-        """Smartcar says the application's bucket is empty: nobody asks for ``span``, and the bucket is."""
-        now = self._clock.now()
-        until = now + span
-        if self._closed_until is None or until > self._closed_until:
-            self._closed_until = until
+    async def close(self, span: timedelta) -> bool:
+        """Smartcar says the application's bucket is empty: nobody asks for ``span``, and the bucket is.
+
+        Returns whether that was news. The empty bucket is kept for the next start.
+        """
+        now, rest = self._clock.now(), self.closed_for
+        if span > rest:
+            self._closed = (now, span)
         self._bucket = Bucket(min(self._bucket.level, 0.0), now)
+        await self._store.keep_bucket(self.application, self._bucket)
+        self._say()
+        return not rest
 
     @property
-    def closed_until(self) -> datetime | None:
-        return self._closed_until
+    def closed_for(self) -> timedelta:
+        """How long nobody asks any more; never longer than was told, though the clock be set back."""
+        if self._closed is None:
+            return timedelta()
+        since, span = self._closed
+        rest = min(since + span - self._clock.now(), span)
+        return max(rest, timedelta())
 
     def share(self, vehicle_id: VehicleId | None) -> Share:
         """What this car may have, now."""
         period = self._turn(self._clock.now())
         cars = max(self.cars, 1)
         if self.budget.pooled:
-            left = max(self.budget.calls_per_vehicle * cars - self._total, 0) // cars
+            # Rounded up: the last few calls are whoever's comes first.
+            left = -(-max(self.budget.calls_per_vehicle * cars - self._total, 0) // cars)
         else:
             spent = self._spent.get(vehicle_id, 0) if vehicle_id is not None else 0
             left = max(self.budget.calls_per_vehicle - spent, 0)
@@ -105,41 +118,51 @@ class Purse:
         missing = self._left(vehicle_id)
         if missing > 0:
             period = self._turn(self._clock.now())
+            calls = self._spent.get(vehicle_id, 0) + missing
+            await self._store.correct(self.application, vehicle_id, period.start, calls)
             self._note(vehicle_id, missing)
-            await self._store.correct(
-                self.application, vehicle_id, period.start, self._spent.get(vehicle_id, 0)
-            )
 
     async def spend(self, vehicle_id: VehicleId | None, *, prepaid: bool, due: datetime | None) -> None:
         if vehicle_id is not None and self._left(vehicle_id) < 1:
             if prepaid:
                 self.give_back()
-            raise BudgetSpent("BUDGET", "the calls that the configured budget allows are used up")
+            raise BudgetSpent(OURS, "the calls that the configured budget allows are used up")
+        if rest := self.closed_for:
+            if prepaid:
+                self.give_back()
+            raise ApplicationRateLimited(OURS, "the application's requests are used up", retry_after=rest)
         if not prepaid:
             await self.token()
-        await self._reserve(vehicle_id, due)
+        try:
+            await self._reserve(vehicle_id, due)
+        except StoreError:  # nothing was kept, so nothing is sent
+            self.give_back()
+            raise
 
     async def _reserve(self, vehicle_id: VehicleId | None, due: datetime | None) -> None:
         now = self._clock.now()
         period = self._turn(now)
         # Counted in memory first: two tickets at once must not both find the last call.
         self._note(vehicle_id, 1)
-        await self._store.reserve(
-            Reservation(
-                application=self.application,
-                vehicle_id=vehicle_id,
-                window_start=period.start,
-                bucket=self._bucket,
-                at=now,
-                due=due,
-            )
+        reservation = Reservation(
+            application=self.application,
+            vehicle_id=vehicle_id,
+            window_start=period.start,
+            bucket=self._bucket,
+            at=now,
+            due=due,
         )
+        try:
+            await self._store.reserve(reservation)
+        except StoreError:
+            self._note(vehicle_id, -1)
+            raise
         self._tally.called(self.application)
 
     async def resent(self, vehicle_id: VehicleId | None) -> None:
         """One request more was sent than was asked for: spend it after the fact."""
-        self._bucket = self._bucket.take()
         await self._reserve(vehicle_id, None)
+        self._bucket = self._bucket.take()
 
     def _left(self, vehicle_id: VehicleId) -> int:
         self._turn(self._clock.now())
@@ -149,7 +172,8 @@ class Purse:
 
     def _turn(self, now: datetime) -> Window:
         """The present period; in a new one nothing is spent yet."""
-        if self._window is None or not self._window.start <= now < self._window.end:
+        # A clock that is set back does not bring back the calls of the period before.
+        if self._window is None or now >= self._window.end:
             self._window = window(self.budget, now)
             self._spent.clear()
             self._total = 0
@@ -183,9 +207,7 @@ class PurseTicket:
         self.calls = 0
 
     async def spend(self) -> None:
-        while self._owed:
-            self._owed -= 1
-            await self._purse.resent(self._vehicle_id)
+        await self._pay()
         prepaid, self._prepaid = self._prepaid, False
         due, self._due = self._due, None
         await self._purse.spend(self._vehicle_id, prepaid=prepaid, due=due)
@@ -200,6 +222,9 @@ class PurseTicket:
         if self._prepaid:
             self._prepaid = False
             self._purse.give_back()
+        await self._pay()
+
+    async def _pay(self) -> None:
         while self._owed:
-            self._owed -= 1
             await self._purse.resent(self._vehicle_id)
+            self._owed -= 1

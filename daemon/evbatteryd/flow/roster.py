@@ -10,10 +10,10 @@ from datetime import timedelta
 from evbatteryd.domain.cadence import first_poll
 from evbatteryd.domain.errors import ApplicationRateLimited, SourceError, StoreError
 from evbatteryd.domain.fleet import Car, Fleet
-from evbatteryd.domain.ports import Clock, Log, Source
+from evbatteryd.domain.ports import Clock, Log, Source, Ticket
 from evbatteryd.domain.vehicle import Consent
 from evbatteryd.flow.cars import Cars
-from evbatteryd.flow.purse import Purse
+from evbatteryd.flow.purse import OURS, Purse
 from evbatteryd.flow.timer import SLICE
 
 SHORTEST_RETRY = timedelta(seconds=30)
@@ -54,31 +54,44 @@ class Roster:
 
     async def _sync(self) -> timedelta:
         """Read the list once; return how long to wait before the next time."""
+        ticket = self._purse.ticket(None)
         try:
-            await self.sync()
+            await self.sync(ticket)
         except (SourceError, StoreError) as error:
+            await self._mind(error)
+        except Exception:
+            # Whatever a list does to us, the cars that are known are asked all the same.
             self._failing += 1
-            if self._failing == 1:
-                code = error.code if isinstance(error, SourceError) else "STORE"
-                detail = error.detail if isinstance(error, SourceError) else str(error)
-                self._log.warning("consents.unreadable", code=code, detail=detail)
-            if isinstance(error, ApplicationRateLimited):
-                self._purse.close(error.retry_after or timedelta(minutes=1))
-            doubled: timedelta = SHORTEST_RETRY * 2 ** min(self._failing - 1, 10)
-            return min(doubled, self._every)
-        if self._failing:
-            self._failing = 0
-            self._log.info("consents.readable")
-        return self._every
+            self._log.exception("consents.bug")
+        else:
+            if self._failing:
+                self._failing = 0
+                self._log.info("consents.readable")
+            # However long the list, reading it takes a tenth of the application's requests at most.
+            pages = timedelta(minutes=ticket.calls / self._purse.budget.refill_per_minute)
+            return max(self._every, 10 * pages)
+        finally:
+            await self._cars.kept(ticket.settle)
+        doubled: timedelta = SHORTEST_RETRY * 2 ** min(self._failing - 1, 10)
+        return min(doubled, self._every)
 
-    async def sync(self) -> None:
+    async def _mind(self, error: SourceError | StoreError) -> None:
+        self._failing += 1
+        if self._failing == 1:
+            code = error.code if isinstance(error, SourceError) else "STORE"
+            detail = error.detail if isinstance(error, SourceError) else str(error)
+            self._log.warning("consents.unreadable", code=code, detail=detail)
+        if isinstance(error, ApplicationRateLimited) and error.code != OURS:
+            await self._cars.kept(lambda: self._purse.close(error.retry_after or timedelta(minutes=1)))
+
+    async def sync(self, ticket: Ticket) -> None:
         """Enrol who is new, revive who consented anew, let go who is gone.
 
         A car is gone only when a complete list lacks it and a question for it alone is answered with none:
         the list may shift between two of its pages.
         """
         seen: set[str] = set()
-        async for consent in self._source.consents(self._purse.ticket(None)):
+        async for consent in self._source.consents(ticket):
             seen.add(consent.vehicle_ref)
             known = self._fleet.by_ref(self._application, consent.vehicle_ref)
             if known is None:
@@ -89,7 +102,7 @@ class Roster:
             consent = car.vehicle.consent
             if consent.vehicle_ref in seen or car.vehicle.withdrawn_at is not None:
                 continue
-            if not await self._source.consent_stands(consent, self._purse.ticket(None)):
+            if not await self._source.consent_stands(consent, ticket):
                 await self._withdraw(car)
         await self.count()
 
@@ -115,13 +128,15 @@ class Roster:
         )
 
         def renewed(now_car: Car) -> Car:
-            vehicle = replace(now_car.vehicle, consent=consent, withdrawn_at=None)
+            brand = self._cars.brand_of(consent.make)
+            vehicle = replace(now_car.vehicle, consent=consent, brand=brand, withdrawn_at=None)
             if not anew:
                 return replace(now_car, vehicle=vehicle)
-            first = first_poll(now_car.vehicle.spread, self._clock.now())
-            schedule = replace(
-                now_car.schedule, due=first.at, reason="consented anew: first reading", failures=0
-            )
+            due = first_poll(vehicle.spread, self._clock.now()).at
+            asked = now_car.schedule.polled_at
+            if due is not None and asked is not None:
+                due = max(due, asked + self._fleet.profiles[brand].floor)
+            schedule = replace(now_car.schedule, due=due, reason="consented anew: first reading", failures=0)
             return replace(now_car, vehicle=vehicle, schedule=schedule, trouble=None)
 
         await self._cars.change(car.id, renewed)

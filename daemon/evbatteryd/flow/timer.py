@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -20,6 +21,8 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from evbatteryd.domain.ports import Clock
 from evbatteryd.domain.vehicle import VehicleId
 
+SET_BACK_S = 2.0
+"""By so much the machine's clock must go back at once to count as set back."""
 SLICE = 256
 """Cars that one ring hands on before it lets the loop breathe."""
 
@@ -58,6 +61,11 @@ class Alarms:
                 yield vehicle_id
 
 
+def _ahead() -> float:
+    """Seconds by which the machine's clock is ahead of its steady one."""
+    return time.time() - time.monotonic()
+
+
 def _nobody(vehicle_id: VehicleId) -> None:
     raise AssertionError("a bell rang before the timer was started")
 
@@ -73,6 +81,7 @@ class CohortTimer:
         self._on_bug = on_bug
         self._on_due: Callable[[VehicleId], None] = _nobody
         self._cohorts: dict[str, Alarms] = {}
+        self._minding: asyncio.TimerHandle | None = None
         # In time-lapse a second of the clock is too short to ring in; a tenth of the wall's will do.
         self._tick = 1.0 if clock.speed <= 1.0 else 0.1
         logging.getLogger("apscheduler").setLevel(logging.WARNING)
@@ -84,11 +93,23 @@ class CohortTimer:
         """Ring from now on; ``on_due`` is called with every car that falls due."""
         self._on_due = on_due
         self._bells.start()
+        self._mind_the_clock(_ahead())
 
     def stop(self) -> None:
         """Nothing falls due any more. Alarms stay: their due times are in the store anyway."""
         if self._bells.running:
             self._bells.shutdown(wait=False)
+        if self._minding is not None:
+            self._minding.cancel()
+
+    def _mind_the_clock(self, ahead: float) -> None:
+        """APScheduler waits for instants: were the clock set back an hour, no bell would ring for one."""
+        now_ahead = _ahead()
+        if now_ahead < ahead - SET_BACK_S:
+            for job in self._bells.get_jobs():
+                job.modify(next_run_time=datetime.fromtimestamp(time.time(), UTC))
+        loop = asyncio.get_running_loop()
+        self._minding = loop.call_later(1.0, self._mind_the_clock, now_ahead)
 
     def arm(self, vehicle_id: VehicleId, brand: str, at: datetime | None) -> None:
         """Ask for this car at ``at``; with None, not at all."""

@@ -19,7 +19,7 @@ class WaitingRoom:
 
     def __init__(self) -> None:
         self._kinds: dict[Kind, list[tuple[datetime, VehicleId]]] = {}
-        self._inside: dict[VehicleId, datetime] = {}
+        self._inside: set[VehicleId] = set()
 
     def __len__(self) -> int:
         return len(self._inside)
@@ -29,11 +29,8 @@ class WaitingRoom:
 
     def enter(self, vehicle_id: VehicleId, kind: Kind, due: datetime) -> None:
         if vehicle_id not in self._inside:
-            self._inside[vehicle_id] = due
+            self._inside.add(vehicle_id)
             heapq.heappush(self._kinds.setdefault(kind, []), (due, vehicle_id))
-
-    def leave(self, vehicle_id: VehicleId) -> None:
-        self._inside.pop(vehicle_id, None)
 
     def take(
         self, now: datetime, interval: Callable[[Kind], timedelta], admits: Callable[[str], bool]
@@ -41,8 +38,6 @@ class WaitingRoom:
         """The most urgent car of a brand that ``admits`` one more; None if there is none."""
         best: tuple[float, Kind] | None = None
         for kind, queue in list(self._kinds.items()):
-            while queue and self._inside.get(queue[0][1]) != queue[0][0]:
-                heapq.heappop(queue)  # left meanwhile
             if not queue:
                 del self._kinds[kind]
             elif admits(kind[0]):
@@ -52,5 +47,5 @@ class WaitingRoom:
         if best is None:
             return None
         _, vehicle_id = heapq.heappop(self._kinds[best[1]])
-        del self._inside[vehicle_id]
+        self._inside.remove(vehicle_id)
         return vehicle_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from evbatteryd.domain.fleet import Car, Fleet
@@ -25,8 +26,11 @@ class FreshnessWatch:
         self._alarms.arm(car.id, until if until is not None and until > self._clock.now() else None)
 
     def ring(self) -> None:
-        for vehicle_id in list(self._alarms.due(self._clock.now(), SLICE)):
+        due = list(self._alarms.due(self._clock.now(), SLICE))
+        for vehicle_id in due:
             self._flip(vehicle_id)
+        if len(due) == SLICE:  # more may be due: after whatever else waits for the loop
+            asyncio.get_running_loop().call_soon(self.ring)
 
     def _flip(self, vehicle_id: VehicleId) -> None:
         car = self._fleet.get(vehicle_id)

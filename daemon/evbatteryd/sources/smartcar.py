@@ -75,25 +75,28 @@ class TokenKeeper:
         if token is not None and now < token.renew_at:
             return token
         if token is not None and now < token.expires_at:
-            try:
-                return await self._renew()
-            except SourceError:
-                return token  # still good; the next one to ask tries again
-        return await self._renew()
+            if not self._holds_off(now):
+                self._begin_asking()
+            return token  # still good: nobody waits for the next one
+        if self._asking is None and self._failed is not None and self._holds_off(now):
+            raise _again(self._failed[0])
+        # Shielded: one car that stops waiting must not take the token from all the others.
+        return await asyncio.shield(self._begin_asking())
 
     def refused(self, token: AccessToken) -> None:
         """``token`` was answered with 401: never use it again."""
         if self._token is token:
             self._token = None
 
-    async def _renew(self) -> AccessToken:
+    def _holds_off(self, now: datetime) -> bool:
+        """Whether the endpoint failed just now (by a clock that may have been set back since)."""
+        return self._failed is not None and abs(now - self._failed[1]) < REFUSAL_HOLDS
+
+    def _begin_asking(self) -> asyncio.Future[AccessToken]:
         if self._asking is None:
-            if self._failed is not None and self._clock.now() < self._failed[1]:
-                raise _again(self._failed[0])
             self._asking = self._ask()
             self._asking.add_done_callback(self._done)
-        # Shielded: one car that stops waiting must not take the token from all the others.
-        return await asyncio.shield(self._asking)
+        return self._asking
 
     def _done(self, asked: asyncio.Future[AccessToken]) -> None:
         self._asking = None
@@ -103,7 +106,7 @@ class TokenKeeper:
         if error is None:
             self._token, self._failed = asked.result(), None
         elif isinstance(error, SourceError):
-            self._failed = (error, self._clock.now() + REFUSAL_HOLDS)
+            self._failed = (error, self._clock.now())
 
 
 def _again(error: SourceError) -> SourceError:
@@ -180,7 +183,11 @@ class SmartcarSource:
             if page.next_link is None:
                 return
             # Only the query of the link is taken: a link can never lead our token to another host.
-            asked = {**query, **dict(parse_qsl(urlsplit(page.next_link).query))}
+            try:
+                following = dict(parse_qsl(urlsplit(page.next_link).query))
+            except ValueError as error:
+                raise Unreadable("WRONG_SHAPE", f"{where} names a next page that is no address") from error
+            asked = {**query, **following}
             if frozenset(asked.items()) in been:
                 raise Unreadable("ENDLESS", f"{where} leads in a circle")
 

@@ -76,9 +76,9 @@ def parse_instant(raw: object) -> datetime | None:
             pass
         try:
             at = datetime.fromisoformat(text)
-        except ValueError:
+            at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
             return None
-        at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
         return at.replace(microsecond=at.microsecond // 1000 * 1000)
     if not isinstance(raw, int | float) or not math.isfinite(raw) or raw <= 0:
         return None
@@ -296,11 +296,15 @@ def _refuse(reason: str) -> Value | None:
 
 
 def _silence(errors: Mapping[Signal, SourceError]) -> SourceError:
-    """No signal has a value. The error of the state of charge speaks for the car, else the mildest one."""
+    """No signal has a value. The error of the state of charge speaks for the car.
+
+    That of another signal does too, unless it would stop the car for good: it may be that signal's alone.
+    """
     if Signal.SOC in errors:
         return errors[Signal.SOC]
     for error in errors.values():
-        return error
+        if not isinstance(error, ConsentLost | NotCapable):
+            return error
     return NothingYet("NO_SIGNALS", "the car has sent Smartcar nothing yet, or is not subscribed there")
 
 
@@ -323,7 +327,7 @@ def _fault(raw: object) -> Fault | None:
         return None
     # v3 gives an object; older answers a bare string or null.
     resolution = _dig(raw, "resolution", "type") or _dig(raw, "resolution")
-    return Fault(kind, code, _word(resolution))
+    return Fault(kind[:48], code[:48] if code else None, _word(resolution))
 
 
 def parse_fault(body: bytes) -> Fault | None:
@@ -368,20 +372,22 @@ _STATE_WORDS: Final = {
 def error_for(
     fault: Fault | None, *, status: int | None, retry_after: timedelta | None = None
 ) -> SourceError:
-    """Smartcar's error table, as what to do about it.
+    """Smartcar's error table, as what to do about it; told to wait, whatever the error, we wait.
 
     ``fault`` None: the body said nothing that we know, so only ``status`` speaks; and a bare 403 of some
     gateway is no lost consent.
     """
-    if fault is None:
-        return _by_status(status, retry_after)
+    error = _by_status(status) if fault is None else _by_fault(fault)
+    error.retry_after = retry_after
+    return error
+
+
+def _by_fault(fault: Fault) -> SourceError:
     match fault.type, fault.code:
         case "RATE_LIMIT", "SMARTCAR_API":
-            return ApplicationRateLimited(
-                fault.name, "the application's requests are used up for now", retry_after=retry_after
-            )
+            return ApplicationRateLimited(fault.name, "the application's requests are used up for now")
         case "RATE_LIMIT", _:
-            return RateLimited(fault.name, "too many requests for this car", retry_after=retry_after)
+            return RateLimited(fault.name, "too many requests for this car")
         case "UPSTREAM", "RATE_LIMIT":
             return RateLimited(fault.name, "the manufacturer limits requests for this car")
         case "BILLING", _:
@@ -421,12 +427,12 @@ def error_for(
             return Unreachable(fault.name, "Smartcar or the manufacturer's cloud failed")
 
 
-def _by_status(status: int | None, retry_after: timedelta | None) -> SourceError:
+def _by_status(status: int | None) -> SourceError:
     match status:
         case 401:
             return ApplicationRefused("HTTP_401", "Smartcar does not accept the application's access token")
         case 429:
-            return ApplicationRateLimited("HTTP_429", "too many requests", retry_after=retry_after)
+            return ApplicationRateLimited("HTTP_429", "too many requests")
         case 430:
             return BudgetSpent("HTTP_430", "Smartcar's plan allows no further requests in this period")
         case None:

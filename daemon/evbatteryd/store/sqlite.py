@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from sys import intern
@@ -35,6 +35,8 @@ _KEPT_REJECTIONS: Final = 20
 """Rejected values of each vehicle that are kept."""
 _PRUNE_SLICE: Final = 2000
 """Positions of the journal that one transaction clears at most: a few milliseconds for whoever writes."""
+_LONGEST_PERIOD: Final = timedelta(days=62)
+"""More than any period of a plan: a ledger that began so long before is of one that has ended."""
 _OVERHEAD: Final = 0
 """Stands in the ledger for the vehicle of a request that no vehicle pays for."""
 
@@ -197,6 +199,11 @@ class SqliteStore:
 
         await self._write(operation)
 
+    async def keep_bucket(self, application: str, bucket: Bucket) -> None:
+        """Note the application's bucket when it changed without a request."""
+        row = (application, bucket.level, codec.to_ms(bucket.at))
+        await self._write(lambda db: db.execute(sql.SPEND_BUCKET, row).fetchall())
+
     async def account(self, application: str, window_start: datetime) -> Account:
         """What was spent in the period that starts at ``window_start``."""
         window_ms = codec.to_ms(window_start)
@@ -272,14 +279,20 @@ class SqliteStore:
     async def prune(self, before: datetime) -> int:
         """Delete readings fetched before that and taken by every sink; return how many.
 
-        Goes through the journal in slices, so that whoever writes meanwhile is not held up.
+        Goes through the journal in slices, so that whoever writes meanwhile is not held up, and no further
+        than to the first slice with nothing that old. Ledgers of periods long before that go as well.
         """
         before_ms = codec.to_ms_up(before)
         first = await self._value(sql.FIRST, ())
         deleted = 0
         if first is not None:
             for start in range(first, self.head + 1, _PRUNE_SLICE):
+                oldest = await self._value(sql.OLDEST, (start, start + _PRUNE_SLICE))
+                if oldest is not None and oldest >= before_ms:
+                    break
                 deleted += await self._prune_slice((start, start + _PRUNE_SLICE, before_ms))
+        long_before = (codec.to_ms(before - _LONGEST_PERIOD),)
+        await self._write(lambda db: db.execute(sql.PRUNE_LEDGER, long_before))
         return deleted
 
     async def _prune_slice(self, bounds: Row) -> int:

@@ -128,6 +128,10 @@ _PRUNABLE: Final = """
     FROM reading WHERE seq >= ? AND seq < ? AND fetched_ms < ?
         AND seq <= (SELECT coalesce(min(seq), 9223372036854775807) FROM cursor)"""
 
+OLDEST: Final = "SELECT min(fetched_ms) FROM reading WHERE seq >= ? AND seq < ?"
+
+PRUNE_LEDGER: Final = "DELETE FROM ledger WHERE window_ms < ?"
+
 ANY_PRUNABLE: Final = "SELECT 1 " + _PRUNABLE + " LIMIT 1"
 
 PRUNE: Final = "DELETE " + _PRUNABLE
