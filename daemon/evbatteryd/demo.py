@@ -166,9 +166,10 @@ async def _broker(options: DemoOptions, folder: Path) -> AsyncIterator[Broker]:
 @asynccontextmanager
 async def _mosquitto(program: str, port: int, folder: Path) -> AsyncIterator[Broker]:
     configuration = folder / "mosquitto.conf"
-    configuration.write_text(
-        f"listener {port} {LOOPBACK}\nallow_anonymous true\npersistence false\nlog_type error\n"
-    )
+    lines = [f"listener {port} {LOOPBACK}", "allow_anonymous true", "persistence false", "log_type error"]
+    if os.getuid() == 0:
+        lines.append("user root")  # with another user it would lose what ends it with us
+    configuration.write_text("\n".join(lines) + "\n")
     process = await asyncio.create_subprocess_exec(
         program,
         "-c",
