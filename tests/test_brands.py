@@ -267,7 +267,7 @@ def problems_of(*args: object, **kwargs: object) -> list[Problem]:
         ({"charging": True}, "charging", "not True", '"15m"'),
         ({"latency": "0s"}, "latency", "not between 0 and a year", '"15m"'),
         ({"silence": "367d"}, "silence", "not between 0 and a year", "at most a year"),
-        ({"silence": "9" * 400 + "d"}, "silence", "not between 0 and a year", "at most a year"),
+        ({"silence": "9" * 400 + "d"}, "silence", "longer than time lasts", "at most a year"),
         ({"floor": "-5m"}, "floor", "is no duration", '"15m"'),
         ({"name": 4}, "name", "valid string", "Renault"),
         ({"name": ""}, "name", "at least 1 character", "Renault"),

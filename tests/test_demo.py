@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import re
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
+from rich.console import Console
 
 from evbatteryd import demo as demonstration
 from evbatteryd.demo import DemoOptions, demo
-from evbatteryd.view import bar
+from evbatteryd.domain.fleet import Fleet
+from evbatteryd.service import Running
+from evbatteryd.view import LiveView, bar
+from tests.builders import car, profile, state
+from tests.fakes import VirtualClock
 from tests.mosquitto import Mosquitto, Witness, program
 
 COMMAND = (sys.executable, "-m", "evbatteryd", "demo", "--http", "127.0.0.1:0", "--vehicles", "6")
@@ -121,6 +128,26 @@ async def test_wrong_usage_is_said_and_ends_with_2(argument: str) -> None:
     _, told = await process.communicate()
     assert process.returncode == 2
     assert argument.partition("=")[0].encode() in told
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+async def test_the_view_fits_its_terminal_and_always_shows_the_charge(width: int) -> None:
+    cars = Fleet({"acme": profile()})
+    for number in range(40):
+        name = f"a_car_with_quite_a_long_name_{number}"
+        cars.put(car(number + 1, slug=name, state=state(soc=57.5), reading_id="r"))
+    view = LiveView(interactive=True)
+    console = Console(width=width, height=24, record=True, file=io.StringIO(), force_terminal=True)
+    view._console = console
+    polls = SimpleNamespace(in_flight=0)
+    running = Running(cars, VirtualClock(), "http://127.0.0.1:9782", polls, None, None)  # type: ignore[arg-type]
+    console.print(view._screen(running))
+    lines = console.export_text().splitlines()
+    assert len(lines) <= 24
+    assert all(len(line) <= width for line in lines)
+    assert sum("57.5 %" in line for line in lines) >= 12
+    assert "http://127.0.0.1:9782/" in lines[-1]
+    assert ("█" in "".join(lines)) is (width >= 112)
 
 
 def test_the_bar_is_as_long_as_the_charge() -> None:

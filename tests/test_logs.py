@@ -477,8 +477,8 @@ def test_a_record_that_cannot_be_formatted_is_still_a_line(log: Log) -> None:
 
 def test_a_higher_level_holds_for_libraries_too() -> None:
     log = Log("error")
-    logging.getLogger("mqtt").warning("x")
-    logging.getLogger("mqtt").error("y")
+    logging.getLogger("some.library").warning("x")
+    logging.getLogger("some.library").error("y")
     assert [event["event"] for event in log.events] == ["y"]
 
 

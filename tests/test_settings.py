@@ -271,12 +271,12 @@ def test_the_environment_has_the_last_word(loader: Loader) -> None:
 def test_an_application_may_come_from_the_environment_alone(loader: Loader) -> None:
     settings = loader.settings(
         "",
-        EVBATTERYD__SMARTCAR__HOME__CLIENT_ID="12345",
+        EVBATTERYD__SMARTCAR__HOME__CLIENT_ID="client_12345",
         EVBATTERYD__SMARTCAR__HOME__CLIENT_SECRET='{ file = "secret" }',
-        EVBATTERYD__SMARTCAR__CABIN__CLIENT_ID="67890",
+        EVBATTERYD__SMARTCAR__CABIN__CLIENT_ID="client_67890",
         EVBATTERYD__SMARTCAR__CABIN__CLIENT_SECRET__FILE="secret",
     )
-    assert settings.smartcar["home"].client_id == "12345"
+    assert settings.smartcar["home"].client_id == "client_12345"
     assert settings.smartcar["cabin"].client_secret.reveal() == SECRET
 
 
@@ -337,7 +337,7 @@ def test_a_mistake_in_the_environment_names_the_variable(
 
 
 def with_secret(secret: str) -> str:
-    return f'[smartcar.home]\nclient_id = "1"\nclient_secret = {secret}\n'
+    return f'[smartcar.home]\nclient_id = "client_1"\nclient_secret = {secret}\n'
 
 
 def test_a_credential_of_systemd(loader: Loader, folder: Path) -> None:
@@ -561,7 +561,7 @@ def test_all_mistakes_at_once(loader: Loader) -> None:
         "smartcar.b.origins.managment": "Did you mean 'management'?",
         "mqtt.base_topic": "must not contain + or #",
         "mqtt.json_state": "must be true or false",
-        "store.history": "must be text",
+        "store.history": "is not a duration",
         "polling.max_in_flight": "must be a whole number",
         "polling.consents_every": "is not a duration",
         "brands.renot": "Did you mean 'renault'?",
@@ -738,7 +738,7 @@ def test_whatever_a_key_holds_it_is_taken_or_refused_by_its_name(
     tmp_path_factory: pytest.TempPathFactory, key: str, value: object
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"
-    path.write_text('[smartcar.NAME]\nclient_id = "1"\nclient_secret = "literal-secret"\n')
+    path.write_text('[smartcar.NAME]\nclient_id = "client_1"\nclient_secret = "literal-secret"\n')
     environ = {"EVBATTERYD__" + key.replace(".", "__"): as_toml(value)}
     try:
         settings, warnings = load_settings(path, environ)
@@ -786,9 +786,32 @@ def spelled_out() -> str:
 
 def test_the_example_is_a_starting_point(folder: Path) -> None:
     (folder / "smartcar-secret").write_text(SECRET)
-    settings, warnings = load_settings(EXAMPLE, {"CREDENTIALS_DIRECTORY": str(folder)})
+    credentials = {"CREDENTIALS_DIRECTORY": str(folder)}
+    with pytest.raises(Misconfigured) as told:
+        load_settings(EXAMPLE, credentials)
+    assert [(p.key, p.what) for p in told.value.problems] == [("smartcar.home.client_id", "is not filled in")]
+    filled = folder / "filled.toml"
+    filled.write_text(EXAMPLE.read_text().replace('"client_..."', '"client_1"'))
+    settings, warnings = load_settings(filled, credentials)
     assert warnings == ()
     assert settings.smartcar["home"].client_secret.reveal() == SECRET
+
+
+def test_by_hand_a_credential_is_taken_on_trust(folder: Path) -> None:
+    filled = folder / "filled.toml"
+    filled.write_text(EXAMPLE.read_text().replace('"client_..."', '"client_1"'))
+    with pytest.raises(Misconfigured, match="CREDENTIALS_DIRECTORY is not set"):
+        load_settings(filled, {})
+    _, (warning,) = load_settings(filled, {}, without_credentials=True)
+    assert warning.key == "smartcar.home.client_secret"
+    assert "LoadCredential=smartcar-secret" in warning.mend
+
+
+def test_an_id_that_is_none_of_api_credentials_is_warned_of(loader: Loader, folder: Path) -> None:
+    (folder / "s").touch(mode=0o600)
+    (folder / "s").write_text(SECRET)
+    text = '[smartcar.home]\nclient_id = "878ee5e5-07d3-4075"\nclient_secret = { file = "s" }'
+    assert loader.only_warning(text).key == "smartcar.home.client_id"
 
 
 def test_the_example_has_every_key_and_no_other(spelled_out: str) -> None:
@@ -818,5 +841,6 @@ def test_the_spelled_out_example_can_be_read_too(loader: Loader, folder: Path, s
     for name in ("smartcar-secret", "smartcar-management-token", "mqtt-password", "pem"):
         (folder / name).write_text(SECRET)
     text = re.sub(r'"/etc/evbatteryd/[\w.-]+"', '"pem"', spelled_out).replace("mqtt://", "mqtts://")
+    text = text.replace('"client_..."', '"client_1"')
     settings = loader.settings(text, CREDENTIALS_DIRECTORY=str(folder))
     assert settings.profiles["renault"].charging == timedelta(minutes=20)

@@ -100,9 +100,7 @@ def run(config: Path, log_format: str | None) -> None:
 @click.option(
     "--http",
     type=Endpoint(),
-    default="127.0.0.1:9782",
-    show_default=True,
-    help="Where page and metrics are served.",
+    help="Where page and metrics are served; 127.0.0.1:9782, or a free port if that is taken.",
 )
 @click.option("--mqtt", metavar="URL", help="A broker of yours; without it, one is started.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -115,17 +113,16 @@ def run(config: Path, log_format: str | None) -> None:
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default="warning",
-    show_default=True,
+    help="info into a file beside the live view, warning where lines are printed, unless given.",
 )
 def demo(
     vehicles: int,
     speed: float,
-    http: tuple[str, int],
+    http: tuple[str, int] | None,
     mqtt: str | None,
     seed: int,
     duration: float | None,
-    log_level: str,
+    log_level: str | None,
 ) -> None:
     """Everything at once on loopback, in time-lapse: simulated cars, a broker, the daemon."""
     from evbatteryd.demo import DemoOptions, NoBroker  # noqa: PLC0415
@@ -145,8 +142,8 @@ def demo(
     except (NoBroker, OSError) as error:
         _fail(str(error))
     except Misconfigured as error:
-        _tell(error.problems)
-        raise SystemExit(1) from None
+        # The demo's own file is all right: what can be wrong in it was given here.
+        raise click.UsageError("\n".join(f"{p.key}: {p.what}. {p.mend}" for p in error.problems)) from None
 
 
 @main.command()
@@ -156,7 +153,7 @@ def check(config: Path, as_json: bool) -> None:
     """Say every mistake of the configuration at once. Exit code 1 if there is one."""
     settings: Settings | None = None
     try:
-        settings, problems = load_settings(config, os.environ)
+        settings, problems = load_settings(config, os.environ, without_credentials=True)
     except Misconfigured as error:
         problems = error.problems
     if as_json:
@@ -200,7 +197,7 @@ def _fail(text: str) -> NoReturn:
 
 
 def _until_signalled(life: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    """Run ``life`` with an event that SIGTERM and SIGINT set. A second signal ends it at once."""
+    """Run ``life`` with an event that SIGTERM, SIGINT and SIGHUP set. A second one ends it at once."""
 
     async def living() -> None:
         stop = asyncio.Event()
@@ -211,7 +208,7 @@ def _until_signalled(life: Callable[[asyncio.Event], Coroutine[Any, Any, None]])
                 os._exit(128 + number)
             stop.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, told, number)
         await life(stop)
         # All is written and told. A name server or broker that hangs in a thread of some library must not

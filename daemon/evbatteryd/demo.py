@@ -28,6 +28,7 @@ from evbatteryd.simulator import Simulator, SimulatorOptions
 from evbatteryd.view import LiveView
 
 LOOPBACK = "127.0.0.1"
+PORT = 9782
 CALLS_PER_VEHICLE = 20_000
 """A plan large enough for the brands' own pace to show: the demo is about cars, not about saving."""
 REFILL_PER_MINUTE = 60.0
@@ -37,12 +38,14 @@ REFILL_PER_MINUTE = 60.0
 class DemoOptions:
     vehicles: int = 20
     speed: float = 60.0
-    http: tuple[str, int] = (LOOPBACK, 9782)
+    http: tuple[str, int] | None = None
+    """Where the page is served; None: the usual port, or a free one if that is taken."""
     mqtt: str | None = None
     seed: int = 0
     duration: float | None = None
     """Real seconds after which the demo ends by itself."""
-    log_level: str = "warning"
+    log_level: str | None = None
+    """None: info into the file beside the live view, warning where lines are printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +90,13 @@ async def demo(options: DemoOptions, stop: asyncio.Event, say: Callable[[str], N
         interactive = sys.stdout.isatty()
         # A terminal belongs to the live view; what is logged goes beside it.
         log_file = opened.enter_context((folder / "evbatteryd.log").open("w")) if interactive else sys.stderr
-        configure(options.log_level, "console", stream=log_file)
+        configure(options.log_level or ("info" if interactive else "warning"), "console", stream=log_file)
         view = LiveView(interactive)
 
         def ready(running: Running) -> None:
             say(f"{options.vehicles} simulated cars, {options.speed:g} times faster than life.")
-            say(f"  page      {running.url}/")
+            elsewhere = options.http is None and not running.url.endswith(f":{PORT}")
+            say(f"  page      {running.url}/" + (f"      ({PORT} is taken)" if elsewhere else ""))
             say(f"  metrics   {running.url}/metrics")
             say(f"  MQTT      {broker.subscribe}      ({broker.name})")
             say(f"  truth     {origin}/_control/truth      (what the simulated cars really do)")
@@ -119,8 +123,9 @@ def _configuration(
     secret = folder / "client-secret"
     secret.touch(mode=0o600)
     secret.write_text(simulator.client_secret)
-    host, port = options.http
-    listen = f"{host}:{port if _free(host, port) else _free_port(host)}"
+    usual = PORT if _free(LOOPBACK, PORT) else 0
+    host, port = options.http or (LOOPBACK, usual)
+    listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     path = folder / "evbatteryd.toml"
     budget: dict[str, object] = {
         "bucket": max(120, 2 * options.vehicles),

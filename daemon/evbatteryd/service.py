@@ -19,6 +19,7 @@ from typing import Any
 
 from evbatteryd import __version__
 from evbatteryd.brands import brand_of
+from evbatteryd.domain.cadence import words
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.ledger import Share
@@ -377,6 +378,12 @@ class _Daemon:
             reasons.append("the schedule is not set up yet")
         if self.mqtt is not None and not self.mqtt.connected:
             reasons.append("not connected to the MQTT broker")
+        reasons += [roster.trouble for roster in self.rosters if roster.trouble]
+        reasons += [
+            f"application {purse.application}: no requests for another {words(purse.closed_for)}"
+            for purse in self.purses
+            if purse.closed_for
+        ]
         return reasons
 
     def _not_healthy(self) -> list[str]:

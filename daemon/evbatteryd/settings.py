@@ -59,6 +59,8 @@ class _Place:
     folder: Path
     environ: Mapping[str, str]
     warnings: list[tuple[KeyPath, str, str]]
+    without_credentials: bool = False
+    """Looked at by hand: what systemd would hand over is not there to be read."""
 
     def warn(self, key: KeyPath, what: str, mend: str) -> None:
         self.warnings.append((key, what, mend))
@@ -102,7 +104,9 @@ def _bracketed(host: str) -> str:
 
 def _duration(value: object) -> timedelta:
     mend = 'Write a number with its unit, in quotes: "30s", "15m", "1h30m", "400d"'
-    text = _text(value)
+    if not isinstance(value, str):
+        raise _wrong("is not a duration", mend)
+    text = value
     try:
         span = parse_duration(text)
     except ValueError:
@@ -163,7 +167,7 @@ def _secret(value: object, info: ValidationInfo) -> Secret:
             )
             return secret
         case {"credential": str(name), **rest} if not rest:
-            return _credential(name, place)
+            return _credential(name, field, place)
         case {"file": str(name), **rest} if not rest:
             return _secret_file(_path(name, place), field, place)
         case dict():
@@ -175,13 +179,20 @@ def _secret(value: object, info: ValidationInfo) -> Secret:
             raise PydanticCustomError("string_type", "not text")
 
 
-def _credential(name: str, place: _Place) -> Secret:
+def _credential(name: str, field: str, place: _Place) -> Secret:
     if not name or "/" in name or name.startswith(".") or not name.isprintable():
         raise _wrong(
             "a credential's name must be a plain file name",
             f"LoadCredential={name or 'name'}:... in the unit gives it",
         )
     folder = place.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder and place.without_credentials:
+        place.warn(
+            (field,),
+            f"the credential {name!r} was not looked at: only systemd hands it over",
+            f"The unit needs LoadCredential={name}:/path/to/secret",
+        )
+        return Secret(f"{name}, not looked at")
     if not folder:
         raise _wrong(
             f"the credential {name!r} cannot be read: $CREDENTIALS_DIRECTORY is not set",
@@ -408,13 +419,23 @@ BudgetField = Annotated[
 ]
 
 
+def _client_id(value: object, info: ValidationInfo) -> str:
+    text = _text(value).strip()
+    mend = 'Copy it from the API credentials at https://dashboard.smartcar.com: "client_" and more'
+    if not text or text.strip("._") in {"client", ""}:
+        raise _wrong("is not filled in", mend)
+    if not text.startswith("client_"):
+        _place(info).warn(("client_id",), 'does not begin with "client_", as API credentials do', mend)
+    return text
+
+
 class SmartcarSettings(_Table):
     """One application at Smartcar."""
 
     name: str = Field(alias=_NAME)
     """From the table's own name: ``[smartcar.NAME]``."""
     application_id: Words | None = None
-    client_id: Words = Field(
+    client_id: Annotated[str, PlainValidator(_client_id)] = Field(
         description='Copy it from the credentials at https://dashboard.smartcar.com, "client_..."'
     )
     client_secret: SecretField = Field(
@@ -597,13 +618,18 @@ def _keys(table: Any) -> dict[str, Any]:
 # --- reading ------------------------------------------------------------------------------------------
 
 
-def load_settings(path: Path, environ: Mapping[str, str]) -> tuple[Settings, tuple[Problem, ...]]:
+def load_settings(
+    path: Path, environ: Mapping[str, str], *, without_credentials: bool = False
+) -> tuple[Settings, tuple[Problem, ...]]:
     """Read ``path``, lay ``EVBATTERYD__SECTION__KEY`` of ``environ`` over it, and check everything.
+
+    ``without_credentials``: for a look by hand, outside of systemd. A credential is then a warning, and its
+    secret not the real one.
 
     Returns the settings and what is worth saying about them. Raises :class:`Misconfigured` with every
     mistake, and every warning, at once.
     """
-    reader = _Reader(path, environ)
+    reader = _Reader(path, environ, without_credentials)
     reader.overlay()
     return reader.settings()
 
@@ -661,7 +687,8 @@ T = TypeVar("T", bound=_Table)
 class _Reader:
     """One reading of a configuration: the tables, where each value came from, and what is wrong."""
 
-    def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, environ: Mapping[str, str], without_credentials: bool) -> None:
+        self._without_credentials = without_credentials
         self._file = str(path)
         self._folder = path.absolute().parent
         self._environ = environ
@@ -790,7 +817,7 @@ class _Reader:
 
     def _table(self, model: type[T], path: KeyPath, table: Any) -> T | None:
         """``table`` as ``model``; or None, and what is wrong with it is among the problems."""
-        place = _Place(self._folder, self._environ, [])
+        place = _Place(self._folder, self._environ, [], self._without_credentials)
         try:
             result = model.model_validate(table, context=place)
         except ValidationError as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
 
 from rich.console import Console, Group
@@ -62,34 +63,49 @@ class LiveView:
                 self._console.print(plain_line(car, now), soft_wrap=True)
 
     def _screen(self, running: Running) -> Group:
-        now = running.clock.now()
-        room = max(self._console.size.height - 6, 3)
+        """The table in as many columns as fit; the charge in percent always does."""
+        now, width = running.clock.now(), self._console.size.width
+        room = max(self._console.size.height - 8, 3)
         cars = sorted(running.fleet, key=lambda car: car.slug)
+        columns = [column for column in COLUMNS if width >= column.from_width]
         table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
-        for name in ("car", "charge", "", "state", "measured", "", "next poll"):
-            table.add_column(name, no_wrap=True, justify="left")
+        for column in columns:
+            table.add_column(column.name, no_wrap=True, min_width=column.least)
         for car in cars[:room]:
-            table.add_row(*row(car, running.fleet.freshness(car, now), now))
-        hidden = len(cars) - room
-        foot = f"{now:%a %Y-%m-%d %H:%M:%S} UTC on the demo's clock, {running.clock.speed:g} times the wall's"
-        foot += f"; {running.poller.in_flight} requests in flight"
-        if hidden > 0:
-            foot += f"; {hidden} more cars on the page {running.url}/"
-        return Group(table, Text(""), Text(foot, style="dim"))
+            freshness = running.fleet.freshness(car, now)
+            table.add_row(*(column.show(car, freshness, now) for column in columns))
+        return Group(
+            table, Text(""), *(Text(line, style="dim") for line in self._foot(running, len(cars) - room))
+        )
+
+    def _foot(self, running: Running, hidden: int) -> Iterable[str]:
+        now, speed, polls = running.clock.now(), running.clock.speed, running.poller.in_flight
+        yield f"{now:%a %Y-%m-%d %H:%M:%S} UTC, {speed:g} times faster than life; {polls} being asked"
+        broker = "" if running.mqtt is None or running.mqtt.connected else "   MQTT: not connected"
+        more = f"{hidden} more on " if hidden > 0 else ""
+        yield f"{more}{running.url}/{broker}"
 
 
-def row(car: Car, freshness: Freshness, now: datetime) -> Iterable[Text]:
-    """One car in the table. Colour only repeats what a word says."""
-    soc = car.state.soc_percent
-    return (
-        Text(car.slug),
-        bar(soc),
-        Text("  ? %" if soc is None else f"{soc:3.0f} %", style="bold"),
-        Text(state_of(car)),
-        Text(age_of(car, now)),
-        Text(freshness.value, style=COLOURS[freshness]),
-        Text(due_of(car, now), style="dim"),
-    )
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the table, shown in terminals of at least that width."""
+
+    name: str
+    show: Callable[[Car, Freshness, datetime], Text]
+    from_width: int = 0
+    least: int = 0
+
+
+COLUMNS = (
+    Column("car", lambda car, _, __: Text(car.slug, overflow="ellipsis"), least=12),
+    Column("charge", lambda car, _, __: bar(car.state.soc_percent), from_width=112, least=BAR),
+    Column("", lambda car, _, __: Text(percent(car.state.soc_percent), style="bold"), least=6),
+    Column("state", lambda car, _, __: Text(state_of(car)), least=12),
+    Column("measured", lambda car, _, now: Text(age_of(car, now)), least=16),
+    # Colour only repeats what the word says.
+    Column("", lambda _, fresh, __: Text(fresh.value, style=COLOURS[fresh]), least=7),
+    Column("next poll", lambda car, _, now: Text(due_of(car, now), style="dim"), from_width=90, least=13),
+)
 
 
 def bar(soc: float | None) -> Text:
@@ -100,9 +116,15 @@ def bar(soc: float | None) -> Text:
     return Text("█" * full, style=colour).append("░" * (BAR - full), style="dim")
 
 
+def percent(soc: float | None) -> str:
+    return "? %" if soc is None else f"{soc:g} %"
+
+
 def state_of(car: Car) -> str:
     if car.trouble is not None:
         return car.trouble.outcome.replace("_", " ")
+    if car.reading_id is None:
+        return "not read yet"
     if car.state.charging:
         return "charging"
     return "plugged in" if car.state.plugged_in else car.schedule.activity.value
@@ -122,9 +144,7 @@ def due_of(car: Car, now: datetime) -> str:
 
 def plain_line(car: Car, now: datetime) -> str:
     """A reading in one line, for logs and pipes."""
-    soc = car.state.soc_percent
-    charge = "?" if soc is None else f"{soc:g} %"
     return (
-        f"{now:%Y-%m-%dT%H:%M:%SZ} {car.slug}: {charge}, {state_of(car)}, "
+        f"{now:%Y-%m-%dT%H:%M:%SZ} {car.slug}: {percent(car.state.soc_percent)}, {state_of(car)}, "
         f"measured {age_of(car, now)}, next poll {due_of(car, now)}"
     )

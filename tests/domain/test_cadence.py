@@ -159,7 +159,8 @@ def test_430_of_the_account_is_tried_once_a_day() -> None:
 @pytest.mark.parametrize("kind", [Asleep, NothingYet])
 def test_409_asleep_and_404_wait_the_idle_interval_however_often(kind: type[SourceError]) -> None:
     assert {wait(failed(kind, count)) for count in (1, 5, 50)} == {PROFILE.idle}
-    assert "asleep" in next_poll(facts_of(failed(kind)), NOW).reason
+    said = {Asleep: "asleep", NothingYet: "nothing to have of this car yet"}
+    assert said[kind] in next_poll(facts_of(failed(kind)), NOW).reason
 
 
 def test_401_of_our_own_token_backs_off() -> None:

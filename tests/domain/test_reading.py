@@ -177,3 +177,16 @@ def test_charging_and_cable_by_what_was_told_last(
 ) -> None:
     told = state(*known)
     assert (told.charging, told.charge_state, told.plugged_in) == (charging, charge_state, plugged_in)
+
+
+@pytest.mark.parametrize("signal", [Signal.CHARGE_POWER, Signal.TIME_TO_FULL])
+def test_what_is_of_a_charge_is_known_no_longer_than_the_charge_lasts(signal: Signal) -> None:
+    charging = [told(Signal.CHARGING, True, NOW), told(signal, 7.2, NOW)]
+    during, _ = merge(BatteryState(), charging)
+    assert during.number(signal) == 7.2
+    after, _ = merge(during, [told(Signal.CHARGING, False, NOW + MINUTE)])
+    assert after.number(signal) is None
+    zero, _ = merge(after, [told(signal, 0.0, NOW + MINUTE)])
+    assert zero.number(signal) == 0.0
+    again, _ = merge(after, [told(Signal.CHARGING, True, NOW + HOUR), told(signal, 3.6, NOW + HOUR)])
+    assert again.number(signal) == 3.6

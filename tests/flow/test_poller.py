@@ -538,3 +538,32 @@ async def test_a_bigger_plan_is_used_from_the_next_start_on(tmp_path: Path) -> N
         due = again.fleet[car.id].schedule.due
         assert due is not None
         assert due - START <= RENAULT.parked
+
+
+async def test_refused_credentials_are_said_once_for_all_cars_and_the_bucket_stays_full(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as w:
+        cars = await w.enrol(3)
+        w.source.failing(errors.ApplicationRefused("AUTHENTICATION:UNAUTHORIZED", "refused"))
+        for car in cars:
+            w.poller.due(car.id)
+            await w.clock.advance(timedelta(minutes=2))
+            await until(lambda: w.poller.in_flight == 0)
+        (said,) = w.said("application.refused")
+        assert "client_id" in str(said["mend"])
+        assert w.said("poll.failing") == []
+        assert w.purse._bucket.level > 110
+        w.source.answer = w.source.parked
+        await w.clock.advance(timedelta(minutes=2))
+        await w.poll(cars[0])
+        assert len(w.said("application.accepted")) == 1
+
+
+async def test_a_used_up_plan_is_said_loudly(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await w.enrol()
+        w.source.failing(errors.BudgetSpent("BILLING:VEHICLE_REQUEST_LIMIT", "none left"))
+        await w.poll(car)
+        (said,) = w.said("poll.failing")
+        assert said["level"] == "error"

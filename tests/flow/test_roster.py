@@ -184,3 +184,15 @@ async def test_a_long_list_takes_a_tenth_of_the_requests_at_most(tmp_path: Path)
 
         w.source.consents = long
         assert await w.roster._sync() == timedelta(minutes=500)
+
+
+async def test_what_troubles_the_list_can_be_asked_for(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.source.list_error = errors.ApplicationRefused("INVALID_CLIENT", "Smartcar refuses the secret")
+        await w.roster._sync()
+        assert w.roster.trouble == "application home: Smartcar refuses the secret (INVALID_CLIENT)"
+        (said,) = w.said("application.refused")
+        assert said["level"] == "error"
+        w.source.list_error = None
+        await w.roster._sync()
+        assert w.roster.trouble == ""

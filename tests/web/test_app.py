@@ -97,7 +97,7 @@ async def test_the_page_tells_what_is_known(serve: Serve) -> None:
     async with serve(car(name="Anna's One", values=values, measured_at=START - 12 * MINUTE)) as site:
         page = Read(await site.text("/"))
     assert "Anna's One Example One · 2024 · 52\N{NO-BREAK SPACE}kWh".replace("\xa0", " ") in page.text
-    assert "57 % 214 km Charging measured 12 min ago fresh checked just now" in page.text
+    assert "57 % 215 km Charging measured 12 min ago fresh checked just now" in page.text
     assert "next poll in 60 min parked; Example every 2 h" in page.text.replace("1 h", "60 min")
     (meter,) = page.all("div", role="meter")
     assert (meter["aria-valuenow"], meter["aria-label"]) == ("57", "State of charge of Anna's One")

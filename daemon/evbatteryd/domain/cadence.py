@@ -16,6 +16,7 @@ from evbatteryd.domain.errors import (
     BudgetSpent,
     ConsentLost,
     NotCapable,
+    NothingYet,
     OwnerMustAct,
     PlanRefused,
     RateLimited,
@@ -138,11 +139,12 @@ def next_poll(facts: Facts, now: datetime) -> NextPoll:
 
 def _after_answer(facts: Facts, now: datetime) -> NextPoll:
     profile = facts.profile
-    pace = profile.interval(facts.activity)
+    pace = max(profile.interval(facts.activity), _brand_pace(facts))
+    reason = f"{facts.activity}; {profile.name} every {words(pace)}"
     if facts.first:  # or cars that were enrolled together would be asked together for ever
-        pace *= 1 - facts.spread / 2
-    pace = max(pace, _brand_pace(facts))
-    return NextPoll(now + pace, f"{facts.activity}; {profile.name} every {words(pace)}")
+        pace = max(pace * (1 - facts.spread / 2), _brand_pace(facts))
+        reason = f"{reason}, the first time after {words(pace)}"
+    return NextPoll(now + pace, reason)
 
 
 def _as_told(wanted: NextPoll, error: SourceError, now: datetime) -> NextPoll:
@@ -225,9 +227,8 @@ def _after_failure(facts: Facts, error: SourceError, in_a_row: int, now: datetim
             return _back_off(facts, in_a_row, now, "the OEM limits calls for this car")
         case Asleep():
             pause = max(profile.idle, profile.floor)
-            return NextPoll(
-                now + pause, f"asleep or nothing new to have; {profile.name} every {words(pause)}"
-            )
+            why = "nothing to have of this car yet" if isinstance(error, NothingYet) else "asleep"
+            return NextPoll(now + pause, f"{why}; {profile.name} every {words(pause)}")
         case Unreachable() | SourceError():
             return _back_off(facts, in_a_row, now, f"failed {_times(in_a_row)} ({error.code})")
         case never:

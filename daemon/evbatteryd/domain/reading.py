@@ -51,6 +51,8 @@ class Origin(StrEnum):
 
 Value = float | bool | ChargeState
 
+_OF_A_CHARGE: Final = frozenset({Signal.CHARGE_POWER, Signal.TIME_TO_FULL})
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -123,8 +125,17 @@ class BatteryState:
         return iter(self.signals.values())
 
     def value(self, signal: Signal) -> Value | None:
+        """What is known of it. Power and time to full are of a charge, and known no longer than it lasts."""
         found = self.signals.get(signal)
-        return None if found is None else found.value
+        if found is None or (signal in _OF_A_CHARGE and self._ended_since(found)):
+            return None
+        return found.value
+
+    def _ended_since(self, of_a_charge: Measurement) -> bool:
+        if self.charging is not False or not of_a_charge.value:
+            return False
+        told = (self.signals.get(Signal.CHARGING), self.signals.get(Signal.CHARGE_STATE))
+        return any(m is not None and _later(m, of_a_charge) for m in told)
 
     def number(self, signal: Signal) -> float | None:
         """The value of a signal that is a number; None for the others."""

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from evbatteryd.domain.cadence import Answered, Facts, Failed, Outcome, activity, next_poll
+from evbatteryd.domain.cadence import Answered, Facts, Failed, Outcome, activity, next_poll, words
 from evbatteryd.domain.errors import (
     ApplicationRateLimited,
+    ApplicationRefused,
     BudgetSpent,
     ConsentLost,
     NotCapable,
@@ -24,12 +25,13 @@ from evbatteryd.domain.ports import Clock, Log, Polled, Source, Tally
 from evbatteryd.domain.reading import Observation, Rejected, Signal, merge
 from evbatteryd.domain.vehicle import VehicleId
 from evbatteryd.flow.cars import Cars
-from evbatteryd.flow.purse import OURS, Purse, PurseTicket
+from evbatteryd.flow.purse import CREDENTIALS, OURS, Purse, PurseTicket
 from evbatteryd.flow.timer import CohortTimer
 from evbatteryd.flow.waiting import Kind, WaitingRoom
 
 APPLICATION_PAUSE = timedelta(minutes=1)
 """How long an application waits that is rate limited without being told for how long."""
+_OF_THE_APPLICATION = frozenset({ApplicationRefused.outcome, ApplicationRateLimited.outcome})
 STORE_PAUSE = timedelta(seconds=30)
 """When a car is tried again for which no call could be noted down."""
 
@@ -78,6 +80,7 @@ class Poller:
         self._polls: dict[VehicleId, asyncio.Task[None]] = {}
         self._settling: set[VehicleId] = set()
         self._rang: set[VehicleId] = set()
+        self._refused: set[str] = set()
         self._brands: Counter[str] = Counter()
         self._freed = asyncio.Event()
         self._said: dict[VehicleId, frozenset[tuple[Signal, str]]] = {}
@@ -237,6 +240,16 @@ class Poller:
                         application=purse.application,
                         wait_s=pause.total_seconds(),
                     )
+            case ApplicationRefused(code=code):
+                await purse.close(APPLICATION_PAUSE, emptied=False)
+                if purse.application not in self._refused:
+                    self._refused.add(purse.application)
+                    self._log.error(
+                        "application.refused", application=purse.application, code=code, mend=CREDENTIALS
+                    )
+            case Observation() if purse.application in self._refused:
+                self._refused.remove(purse.application)
+                self._log.info("application.accepted", application=purse.application)
             case BudgetSpent(code=code) if code != OURS:
                 await self._cars.kept(lambda: purse.exhausted(car.id))
 
@@ -312,9 +325,11 @@ class Poller:
         """One line when something changed; nothing when it happened again."""
         log = self._log.bind(vehicle=after.slug, make=after.vehicle.consent.make)
         was, now = before.trouble, after.trouble
+        if now is not None and now.outcome in _OF_THE_APPLICATION:
+            return  # said once for all its cars
         if now is not None and (was is None or was.code != now.code):
             asleep = now.outcome in {"asleep", "nothing_yet"}
-            say = log.info if asleep else log.warning
+            say = log.info if asleep else log.error if now.outcome == "budget_spent" else log.warning
             say(
                 "poll.asleep" if asleep else "poll.failing",
                 outcome=now.outcome,
@@ -322,8 +337,8 @@ class Poller:
                 detail=now.detail,
                 next=after.schedule.reason,
             )
-        elif was is not None and now is None:
-            log.info("poll.recovered", after=was.outcome, since=was.since.isoformat())
+        elif was is not None and now is None and was.outcome not in _OF_THE_APPLICATION:
+            log.info("poll.recovered", after=was.outcome, lasted=words(self._clock.now() - was.since))
         elif after.reading_id is not None and before.reading_id is None:
             log.info("vehicle.first_reading", soc=after.state.soc_percent, next=after.schedule.reason)
 

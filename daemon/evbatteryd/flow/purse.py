@@ -18,6 +18,13 @@ OURS = "BUDGET"
 """Code of errors that the purse raises by itself: nothing was sent."""
 
 
+CREDENTIALS = (
+    'client_id is the "client_..." of the API credentials at https://dashboard.smartcar.com, not the '
+    "application's id; client_secret belongs to it"
+)
+"""What to mend when Smartcar refuses the application itself."""
+
+
 class Purse:
     """The only way to a request: nobody asks Smartcar without a ticket of the application's purse."""
 
@@ -75,17 +82,18 @@ class Purse:
         """A token that was taken and is not needed after all."""
         self._bucket = self._bucket.take(-1.0)
 
-    async def close(self, span: timedelta) -> bool:
-        """Smartcar says the application's bucket is empty: nobody asks for ``span``, and the bucket is.
+    async def close(self, span: timedelta, *, emptied: bool = True) -> bool:
+        """Nobody asks for ``span``. ``emptied``: because Smartcar says that the bucket is empty.
 
-        Returns whether that was news. The empty bucket is kept for the next start.
+        Returns whether that was news. An empty bucket is kept for the next start.
         """
         now, rest = self._clock.now(), self.closed_for
         if span > rest:
             self._closed = (now, span)
-        self._bucket = Bucket(min(self._bucket.level, 0.0), now)
-        await self._store.keep_bucket(self.application, self._bucket)
-        self._say()
+        if emptied:
+            self._bucket = Bucket(min(self._bucket.level, 0.0), now)
+            await self._store.keep_bucket(self.application, self._bucket)
+            self._say()
         return not rest
 
     @property

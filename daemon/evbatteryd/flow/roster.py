@@ -8,12 +8,12 @@ from dataclasses import replace
 from datetime import timedelta
 
 from evbatteryd.domain.cadence import first_poll
-from evbatteryd.domain.errors import ApplicationRateLimited, SourceError, StoreError
+from evbatteryd.domain.errors import ApplicationRateLimited, ApplicationRefused, SourceError, StoreError
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.ports import Clock, Log, Source, Ticket
 from evbatteryd.domain.vehicle import Consent
 from evbatteryd.flow.cars import Cars
-from evbatteryd.flow.purse import OURS, Purse
+from evbatteryd.flow.purse import CREDENTIALS, OURS, Purse
 from evbatteryd.flow.timer import SLICE
 
 SHORTEST_RETRY = timedelta(seconds=30)
@@ -42,6 +42,8 @@ class Roster:
         self._log = log.bind(application=application)
         self._every = every
         self._failing = 0
+        self.trouble = ""
+        """Why the list could not be read the last time; empty when it could."""
 
     async def count(self) -> None:
         """Tell the purse how many cars of this application are asked at all."""
@@ -64,6 +66,7 @@ class Roster:
             self._failing += 1
             self._log.exception("consents.bug")
         else:
+            self.trouble = ""
             if self._failing:
                 self._failing = 0
                 self._log.info("consents.readable")
@@ -77,10 +80,13 @@ class Roster:
 
     async def _mind(self, error: SourceError | StoreError) -> None:
         self._failing += 1
-        if self._failing == 1:
-            code = error.code if isinstance(error, SourceError) else "STORE"
-            detail = error.detail if isinstance(error, SourceError) else str(error)
+        code = error.code if isinstance(error, SourceError) else "STORE"
+        detail = error.detail if isinstance(error, SourceError) else str(error)
+        if self._failing == 1 and isinstance(error, ApplicationRefused):
+            self._log.error("application.refused", code=code, detail=detail, mend=CREDENTIALS)
+        elif self._failing == 1:
             self._log.warning("consents.unreadable", code=code, detail=detail)
+        self.trouble = f"application {self._application}: {detail} ({code})"
         if isinstance(error, ApplicationRateLimited) and error.code != OURS:
             await self._cars.kept(lambda: self._purse.close(error.retry_after or timedelta(minutes=1)))
 

@@ -60,7 +60,7 @@ class Metrics:
             registry=own,
         )
         self._calls = Counter(
-            "evbatteryd_calls_total", "Requests that count against the plan.", ["application"], registry=own
+            "evbatteryd_calls_total", "Requests sent, of whatever kind.", ["application"], registry=own
         )
         self._budget = Gauge(
             "evbatteryd_calls_budget_remaining",

@@ -88,6 +88,10 @@ class TokenKeeper:
         if self._token is token:
             self._token = None
 
+    def hold_off(self, error: SourceError) -> None:
+        """A new token was refused as well: nobody asks for another one for a while."""
+        self._failed = (error, self._clock.now())
+
     def _holds_off(self, now: datetime) -> bool:
         """Whether the endpoint failed just now (by a clock that may have been set back since)."""
         return self._failed is not None and abs(now - self._failed[1]) < REFUSAL_HOLDS
@@ -212,9 +216,12 @@ class SmartcarSource:
             error = error_for(parse_fault(body), status=status, retry_after=retry_after)
             if isinstance(error, Unreadable):
                 error.excerpt = body[:2000].decode("utf-8", "replace")
-            if not isinstance(error, ApplicationRefused) or last:
+            if not isinstance(error, ApplicationRefused):
                 raise error
             self._tokens.refused(token)
+            if last:
+                self._tokens.hold_off(error)
+                raise error
         raise AssertionError("unreachable")
 
     async def _ask_token(self) -> AccessToken:

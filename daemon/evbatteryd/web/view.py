@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -194,7 +195,8 @@ def plight(trouble: Trouble) -> Plight:
 
 
 def _rounded(value: float | None) -> int | None:
-    return None if value is None else round(value)
+    # Half a percent up, as people round.
+    return None if value is None else math.floor(value + 0.5)
 
 
 def ago(at: datetime, now: datetime) -> str:
