@@ -52,8 +52,8 @@ class Station:
         self._news = asyncio.Event()
         self.tally = CountingTally(self._news)
         self._log = LogCapture()
-        usual: dict[str, object] = {"username": "evbatteryd", "password": PASSWORD}
-        self.options = MqttOptions(host=LOOPBACK, port=port, **(usual | options))
+        usual: dict[str, object] = {"host": LOOPBACK, "username": "evbatteryd", "password": PASSWORD}
+        self.options = MqttOptions(port=port, **(usual | options))
         log = structlog.wrap_logger(
             None, processors=[self._heard, self._log], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
@@ -110,6 +110,10 @@ class Station:
         """A car changed, and whoever changed it says so."""
         self.fleet.put(car)
         self.sink.touch(car.id)
+
+    async def publish(self, readings: Sequence[Reading]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await self.sink.publish(readings)
 
     async def deliver(self, readings: Sequence[Reading]) -> int:
         """Offer readings until they are taken, as the journal does; how often that failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from evbatteryd.domain.freshness import Freshness
 from evbatteryd.domain.reading import BatteryState, ChargeState, Measurement, Origin, Signal
 from evbatteryd.sinks.payload import FIELDS, Message, Telling, Topics, newest, state_json
-from tests.builders import NOON, measurement, state
+from tests.builders import NOON, UPLOAD, measurement, state
 
 TOPICS = Topics("evbatteryd")
 FLAGS = {Signal.CHARGING, Signal.PLUGGED_IN}
@@ -73,7 +74,7 @@ def scalars(known: BatteryState) -> dict[str, str]:
 
 def at(time: datetime | None) -> str | None:
     """RFC 3339 by the standard library, to compare with."""
-    return None if time is None else time.isoformat().replace("+00:00", "Z")
+    return None if time is None else time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def test_every_field_of_a_state_has_its_name_and_unit() -> None:
@@ -101,9 +102,9 @@ def test_every_field_of_a_state_has_its_name_and_unit() -> None:
         "charge_power_kw": 7.362,
         "time_to_full_s": 5400,
         "odometer_km": 48211.123,
-        "measured_at": "2026-11-22T12:00:00Z",
-        "fetched_at": "2026-11-22T12:00:30Z",
-        "published_at": "2026-11-22T12:01:00Z",
+        "measured_at": "2026-11-22T12:00:00.000Z",
+        "fetched_at": "2026-11-22T12:00:30.000Z",
+        "published_at": "2026-11-22T12:01:00.000Z",
         "source": "poll",
         "freshness": "fresh",
         "replayed": True,
@@ -122,8 +123,8 @@ def test_every_field_of_a_state_has_its_name_and_unit() -> None:
         "charge_power_kw": "7.362",
         "time_to_full_s": "5400",
         "odometer_km": "48211.123",
-        "measured_at": "2026-11-22T12:00:00Z",
-        "fetched_at": "2026-11-22T12:00:30Z",
+        "measured_at": "2026-11-22T12:00:00.000Z",
+        "fetched_at": "2026-11-22T12:00:30.000Z",
     }
 
 
@@ -131,7 +132,7 @@ def test_what_is_unknown_is_null_and_has_no_scalar() -> None:
     known = state(soc=0, measured_at=None)
     told = said(known)
     assert [field for field in FIELDS if told[field] is not None] == ["soc", "fetched_at"]
-    assert scalars(known) == {"soc": "0", "fetched_at": "2026-11-22T12:00:30Z"}
+    assert scalars(known) == {"soc": "0", "fetched_at": "2026-11-22T12:00:30.000Z"}
 
 
 def test_fields_measured_at_another_time_say_so() -> None:
@@ -189,7 +190,7 @@ def test_what_is_no_number_is_unknown(value: float) -> None:
 
 def test_times_keep_every_digit_they_have() -> None:
     known = state(soc=50, measured_at=NOON + timedelta(milliseconds=7))
-    assert said(known)["measured_at"] == "2026-11-22T12:00:00.007000Z"
+    assert said(known)["measured_at"] == "2026-11-22T12:00:00.007Z"
 
 
 def test_a_cleared_car_loses_every_topic_that_can_hold_a_value() -> None:
@@ -207,7 +208,7 @@ def test_the_bridge_tells_who_it_is() -> None:
     assert json.loads(info.payload) == {
         "version": "1.2.3",
         "vehicles": 4,
-        "started_at": "2026-11-22T12:00:00Z",
+        "started_at": "2026-11-22T12:00:00.000Z",
     }
     assert TOPICS.online() == Message("evbatteryd/bridge/state", b"online")
     assert TOPICS.availability("zoe", Freshness.STALE) == Message("evbatteryd/zoe/availability", b"stale")
@@ -232,8 +233,12 @@ def test_a_payload_tells_the_state_and_nothing_else(
 @given(states())
 def test_a_scalar_is_told_if_and_only_if_the_state_knows_it(known: BatteryState) -> None:
     told, alone = said(known), scalars(known)
-    assert set(alone) == {field for field in FIELDS if told[field] is not None}
+    ended = {field for field in ("charge_power_kw", "time_to_full_s") if alone.get(field) == ""}
+    assert all(told[field] is None and Signal(field) in known.signals for field in ended)
+    assert set(alone) - ended == {field for field in FIELDS if told[field] is not None}
     for field, text in alone.items():
+        if field in ended:
+            continue
         assert text
         assert text == told[field] or json.loads(text) == told[field]
 
@@ -261,6 +266,9 @@ def test_a_plain_signal_has_its_own_times(known: BatteryState) -> None:
     assert isinstance(times, dict)
     for signal in NUMBERS & set(known.signals):
         found = known.signals[signal]
+        if known.value(signal) is None:  # it ended with the charge
+            assert signal not in times
+            continue
         own = times.get(signal, {"measured_at": told["measured_at"], "fetched_at": told["fetched_at"]})
         assert own == {"measured_at": at(found.measured_at), "fetched_at": at(found.fetched_at)}
 
@@ -272,3 +280,18 @@ def test_the_newest_measurement_is_the_one_fetched_last(known: BatteryState) -> 
         assert not list(known)
     else:
         assert all(one.fetched_at <= last.fetched_at for one in known)
+
+
+def test_what_ended_with_the_charge_is_taken_off_its_topic() -> None:
+    charging = state(charging=True, charge_power_kw=7.2, time_to_full_s=600.0)
+    assert scalars(charging)["charge_power_kw"] == "7.2"
+    ended = replace(
+        charging,
+        signals={
+            **charging.signals,
+            Signal.CHARGING: measurement("charging", False, measured_at=NOON + UPLOAD),
+        },
+    )
+    assert said(ended)["charge_power_kw"] is None
+    assert scalars(ended)["charge_power_kw"] == ""
+    assert scalars(ended)["time_to_full_s"] == ""

@@ -23,11 +23,11 @@ import math
 import random
 import socket
 import ssl
-import time
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -50,7 +50,9 @@ from evbatteryd.sinks.payload import SCHEMA, Message, Telling, Topics, newest
 SHORTEST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
 STEADY_S = 10.0
-"""A connection that held this long was a good one: the next failure is the first again."""
+"""A connection that holds this long is a good one: the next failure is the first again."""
+FLAPS = 3
+"""After as many connections in a row that were none, the next is announced only when it is a good one."""
 KEEPALIVE_S = 30
 CONNECT_TIMEOUT_S = 15.0
 ACK_TIMEOUT_S = 15.0
@@ -72,7 +74,7 @@ _MENDING: Final = {
 """By the reason codes of MQTT 5, to which those of 3.1.1 are mapped."""
 _UNANSWERED: Final = "the broker closed the connection unanswered: does it speak this mqtt.protocol?"
 _CLOSED: Final = {0: "the broker closed the connection", 128: "the connection broke"}
-"""What the codes mean that a connection gets which ended without one."""
+"""What the codes mean that paho gives a connection which ended without one."""
 
 _QUICK_ACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)
 """Linux has it. It wears off, so it is set again and again."""
@@ -138,6 +140,9 @@ class MqttSink:
         self._session: _Session | None = None
         self._up = asyncio.Event()
         self._complaint = ""
+        self._failures = 0
+        self._flaps = 0
+        self._refusals: set[str] = set()
         self._owed_until = owed_until
         self._owed: set[VehicleId] = set()
         self._acknowledged: set[int] = set()
@@ -155,11 +160,10 @@ class MqttSink:
         Begin before the first poll: the readings that the cars have now are those taken earlier.
         """
         self._taken = {car.id: car.reading_id for car in self._fleet}
-        failures = 0
         while True:
-            held = await self._connect_and_serve()
-            failures = 1 if held >= STEADY_S else failures + 1
-            await asyncio.sleep(_pause(failures))
+            await self._connect_and_serve()
+            self._failures += 1
+            await asyncio.sleep(_pause(self._failures))
 
     async def publish(self, readings: Sequence[Reading]) -> None:
         """Tell these readings; return when the broker has acknowledged every message of them.
@@ -188,7 +192,7 @@ class MqttSink:
             raise SinkError("the connection to the MQTT broker broke before all was acknowledged") from error
         if refused:
             raise SinkError(f"the MQTT broker refuses {refused[0]}")
-        self._acknowledged.clear()
+        self._acknowledged.difference_update(reading.seq for reading in readings)
         self._owed.difference_update(cars)
         for vehicle_id in cars:
             self.touch(vehicle_id)
@@ -224,30 +228,33 @@ class MqttSink:
 
     # The connection
 
-    async def _connect_and_serve(self) -> float:
-        """One connection, if there is one to be had. Returns the real seconds for which it held."""
+    async def _connect_and_serve(self) -> None:
+        """One connection from its beginning to its end; or none, if the broker is away or refuses."""
         try:
             tls = await asyncio.to_thread(_trust, self._options) if self._options.tls else None
             connection = _Connection(self._options, self._topics.offline(), tls)
             await connection.enter()
         except (aiomqtt.MqttError, OSError) as error:
             self._complain(error)
-            return 0.0
-        began = time.monotonic()
-        self._complaint = ""
-        self._log.info("mqtt.connected", broker=self._options.address, protocol=self._options.protocol)
+            return
         session = _Session(connection, self._clock.now())
         try:
-            await _all_of(connection.watch(), connection.watch_acknowledgements(), self._serve(session))
+            await _all_of(
+                connection.watch(),
+                connection.watch_acknowledgements(),
+                self._serve(session),
+                self._become_steady(),
+            )
         except aiomqtt.MqttError as error:
-            self._complaint = "away"
-            reason = connection.reason or _words(error)
-            self._log.warning("mqtt.lost", broker=self._options.address, reason=reason)
+            if self._complaint != "away":
+                reason = connection.reason or _words(error)
+                self._log.warning("mqtt.lost", broker=self._options.address, reason=reason)
+                self._complaint = "away"
+            self._flaps += 1
             self._lose(session)
         finally:
             if self._session is not session:
                 connection.drop()
-        return time.monotonic() - began
 
     async def _serve(self, session: _Session) -> None:
         """Make the connection known to both lanes, then serve the latest lane."""
@@ -256,11 +263,24 @@ class MqttSink:
         self._session = session
         self._up.set()
         self._tally.connected(True)
+        if self._flaps < FLAPS:
+            self._say_connected()
         self._touch_all()
         while True:
             await self._wake.wait()
             self._wake.clear()
             await self._tell_touched(session)
+
+    async def _become_steady(self) -> None:
+        await asyncio.sleep(STEADY_S)
+        self._failures = 0
+        if self._flaps >= FLAPS:
+            self._say_connected()
+        self._flaps = 0
+
+    def _say_connected(self) -> None:
+        self._complaint = ""
+        self._log.info("mqtt.connected", broker=self._options.address, protocol=self._options.protocol)
 
     async def _established(self) -> _Session:
         while self._session is None:
@@ -302,7 +322,7 @@ class MqttSink:
 
         def settle() -> int:
             topic, answer = waiting.popleft()
-            refusal = self._refusal(session, topic, answer.result())
+            refusal = self._refusal(topic, answer.result())
             if refusal is not None:
                 refusals.append(refusal)
             return int(refusal is None)
@@ -327,18 +347,25 @@ class MqttSink:
             self._tally.published(taken)
         return refusals[0] if refusals else None
 
-    def _refusal(self, session: _Session, topic: str, answer: ReasonCode | None) -> str | None:
-        """Why the broker did not take a message; None if it did. Raises MqttError if it said nothing."""
+    def _refusal(self, topic: str, answer: ReasonCode | None) -> str | None:
+        """Why the broker did not take a message; None if it did. Raises MqttError if it said nothing.
+
+        Said once when the first topic is refused, and once when none is any more.
+        """
         if answer is None:
             raise aiomqtt.MqttError("the connection broke")
-        if not answer.is_failure:
-            return None
-        reason = str(answer).lower()
-        if reason not in session.refusals:
-            session.refusals.add(reason)
-            mend = _MENDING.get(answer.value, "Look into the broker's log and limits.")
-            self._log.error("mqtt.publish_refused", topic=topic, reason=reason, mend=mend)
-        return f"{topic}: {reason}"
+        if answer.is_failure:
+            reason = _code_words(answer)
+            if not self._refusals:
+                mend = _MENDING.get(answer.value, "Look into the broker's log and limits.")
+                self._log.error("mqtt.publish_refused", topic=topic, reason=reason, mend=mend)
+            self._refusals.add(topic)
+            return f"{topic}: {reason}"
+        if topic in self._refusals:
+            self._refusals.discard(topic)
+            if not self._refusals:
+                self._log.info("mqtt.publish_accepted", topic=topic)
+        return None
 
     async def _tell_in_turn(self, session: _Session, chain: Sequence[Reading]) -> list[str]:
         """Tell the readings of one car, each when the one before it is acknowledged. What was refused.
@@ -482,7 +509,6 @@ class _Session:
     availability: dict[VehicleId, Freshness] = field(default_factory=dict)
     said: dict[VehicleId, _Said] = field(default_factory=dict)
     cleared: set[VehicleId] = field(default_factory=set)
-    refusals: set[str] = field(default_factory=set)
     vehicles: int = 0
 
 
@@ -529,7 +555,10 @@ class _Connection(aiomqtt.Client):
     async def enter(self) -> None:
         """Connect. Raises MqttError. Leaves no socket behind if it fails or is cancelled."""
         try:
-            await self.__aenter__()
+            try:
+                await self.__aenter__()
+            finally:
+                _heed_cancellation()
         except BaseException:
             self.drop()
             raise
@@ -562,7 +591,7 @@ class _Connection(aiomqtt.Client):
 
         Raises MqttError if the connection is gone.
         """
-        properties = _properties(message) if self._fifth else None
+        properties = _properties(message.expiry, message.json) if self._fifth else None
         sent = self._client.publish(message.topic, message.payload, 1, True, properties)
         if sent.rc != paho.MQTT_ERR_SUCCESS:
             raise aiomqtt.MqttCodeError(sent.rc)
@@ -668,6 +697,13 @@ class _Connection(aiomqtt.Client):
                 self._disconnected.set_exception(error)
 
 
+def _heed_cancellation() -> None:
+    """Raise the CancelledError that the ``asyncio.wait_for`` of Python 3.11 swallows if it ends just then."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def _all_of(*lives: Coroutine[Any, Any, None]) -> None:
     """Run these until one raises, end the others, and raise that.
 
@@ -682,13 +718,26 @@ async def _all_of(*lives: Coroutine[Any, Any, None]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _properties(message: Message) -> Properties | None:
-    if message.expiry is None and not message.json:
+class _Packed(Properties):
+    """Properties that are written out once: paho takes longer for that than for sending them."""
+
+    @cached_property
+    def _packed(self) -> bytes:
+        return bytes(super().pack())  # type: ignore[no-untyped-call]
+
+    def pack(self) -> bytes:
+        return self._packed
+
+
+@lru_cache(maxsize=1024)
+def _properties(expiry: int | None, json: bool) -> Properties | None:
+    """What MQTT 5 says beside a message."""
+    if expiry is None and not json:
         return None
-    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    if message.expiry is not None:
-        properties.MessageExpiryInterval = message.expiry
-    if message.json:
+    properties = _Packed(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if expiry is not None:
+        properties.MessageExpiryInterval = expiry
+    if json:
         properties.ContentType = "application/json"
         properties.UserProperty = ("schema", str(SCHEMA))
     return properties

@@ -23,6 +23,8 @@ SCHEMA: Final = 1
 Scalar = float | int | bool | str | datetime | None
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_ENDING: Final = frozenset({Signal.CHARGE_POWER.value, Signal.TIME_TO_FULL.value})
+"""Fields of a charge: retained from one that has ended, they would lie."""
 _CHARGE: Final = (Signal.CHARGING, Signal.CHARGE_STATE, Signal.PLUGGED_IN)
 """Signals that tell of each other: the cable of charging, charging of the cable."""
 
@@ -84,9 +86,11 @@ class Topics:
         return Message(f"{self.base}/{telling.slug}/state", state_json(telling), telling.expiry, json=True)
 
     def scalars(self, telling: Telling) -> Iterator[Message]:
-        """One message for each field that is known."""
+        """One message for each field that is known, and an empty one for what ended with the charge."""
         for field, value in _scalars(telling.state).items():
-            if value is not None:
+            if value is None and field in _ENDING and field in telling.state.signals:
+                yield Message(f"{self.base}/{telling.slug}/{field}", b"")
+            elif value is not None:
                 yield Message(f"{self.base}/{telling.slug}/{field}", _text(value), telling.expiry)
 
     def cleared(self, slug: str) -> Iterator[Message]:
@@ -143,6 +147,8 @@ def _scalars(state: BatteryState) -> dict[str, Scalar]:
 def _times(state: BatteryState, fields: dict[str, Scalar]) -> dict[str, dict[str, datetime | None]]:
     top = (state.measured_at, state.fetched_at)
     times: dict[str, dict[str, datetime | None]] = {}
+    if all((found.measured_at, found.fetched_at) == top for found in state):
+        return times
     for signal in Signal:
         told_by = None if fields[signal] is None else _told_by(state, signal)
         if told_by is not None and (told_by.measured_at, told_by.fetched_at) != top:
@@ -179,7 +185,14 @@ def _number(value: float | None) -> float | int | None:
 
 
 def _json(value: object) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_UTC_Z)
+    return orjson.dumps(value, _written, orjson.OPT_PASSTHROUGH_DATETIME)
+
+
+def _written(value: object) -> str:
+    """RFC 3339 in UTC, always with milliseconds: ``2026-11-22T12:00:03.000Z``."""
+    if not isinstance(value, datetime):
+        raise TypeError(f"{type(value).__name__} has no place in a message")
+    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _text(value: Scalar) -> bytes:
