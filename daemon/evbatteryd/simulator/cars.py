@@ -125,11 +125,11 @@ class Car:
     def order(self, t: float, *, charge: bool | None = None, limit: float | None = None) -> None:
         """A command at ``t``: start (True) or stop (False) charging, or a new limit as a fraction."""
         run, soc, current = self.run_at(t), self.soc_at(t), self._detour_at(t)
-        orders = replace(current.orders) if current and current.covers(t) else Orders()
+        orders = current.orders_at(t) if current and current.covers(t) else Orders()
         if charge is not None:
-            orders.force, orders.hold = charge, not charge
+            orders = replace(orders, force=charge, hold=not charge)
         if limit is not None:
-            orders.limit = None if abs(limit - self.life.target) < 1e-9 else limit
+            orders = replace(orders, limit=None if abs(limit - self.life.target) < 1e-9 else limit)
         if current is not None:
             current.cut(t)
         kept = (past for past in self._detours if past.end > t - FORGET_DETOURS_AFTER_S)

@@ -54,6 +54,11 @@ class Address(click.ParamType[tuple[str, int]]):
     "--calls-per-vehicle", type=int, default=500, show_default=True, help="In a period; -1: unlimited."
 )
 @click.option("--period", type=click.Choice(PERIODS), default="month", show_default=True)
+@click.option(
+    "--webhook",
+    metavar="URL",
+    help="Post every upload there as a signed webhook, once it has answered the challenge.",
+)
 def simulate(
     listen: tuple[str, int],
     vehicles: int,
@@ -68,8 +73,12 @@ def simulate(
     refill_per_minute: float,
     calls_per_vehicle: int,
     period: str,
+    webhook: str | None,
 ) -> None:
-    """Pretend to be Smartcar, with cars that drive and charge."""
+    """Pretend to be Smartcar, with cars that drive and charge.
+
+    With --webhook it also pushes what they upload, as Smartcar does where the operator has a public URL.
+    """
     try:
         simulator = Simulator(
             SimulatorOptions(
@@ -85,6 +94,7 @@ def simulate(
                 refill_per_minute=refill_per_minute,
                 calls_per_vehicle=None if calls_per_vehicle == -1 else calls_per_vehicle,
                 period=period,
+                webhook=webhook,
             )
         )
     except ValueError as error:
@@ -108,6 +118,14 @@ async def _serve(simulator: Simulator, host: str, port: int) -> None:
 def _introduction(simulator: Simulator, origin: str) -> str:
     options = simulator.world.options
     plan = [] if options.calls_per_vehicle is None else [f"calls_per_vehicle = {options.calls_per_vehicle}"]
+    webhook = (
+        []
+        if options.webhook is None
+        else [
+            f'management_token = "{simulator.management_token}"',
+            f'webhook_id = "{simulator.webhook_id}"',
+        ]
+    )
     origins = ", ".join(f'{host} = "{origin}"' for host in ("connect", "iam", "vehicle", "management"))
     return "\n".join(
         [
@@ -123,6 +141,7 @@ def _introduction(simulator: Simulator, origin: str) -> str:
             f'application_id = "{simulator.application_id}"',
             f'client_id = "{simulator.client_id}"',
             f'client_secret = "{simulator.client_secret}"',
+            *webhook,
             f"origins = {{ {origins} }}",
             "[smartcar.sim.budget]",
             f"bucket = {options.bucket:g}",

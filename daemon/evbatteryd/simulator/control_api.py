@@ -146,9 +146,9 @@ async def change_consent(world: World, request: web.Request) -> object:
         case "consent":
             world.fleet.consent(vehicle)
         case "subscribe":
-            vehicle.subscribed = True
+            world.fleet.subscribe(vehicle)
         case "unsubscribe":
-            vehicle.subscribed = False
+            world.fleet.unsubscribe(vehicle)
     return _consent(vehicle)
 
 

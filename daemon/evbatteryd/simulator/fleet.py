@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from evbatteryd.simulator.cars import Car
@@ -31,11 +32,19 @@ class Vehicle:
         self.user_id = user_id
         self.car = car
         self.subscribed = True
-        """To the application's webhook: without it Smartcar's store holds nothing of the car."""
+        """To the application's webhook: without it Smartcar's store holds nothing of the car.
+
+        Changed by the fleet.
+        """
         self.consents = 1
         """How often its owner has consented."""
         self.stands = True
         """Whether the newest consent stands. Changed by the fleet."""
+
+    @property
+    def reports(self) -> bool:
+        """Whether the application's webhook hears of it."""
+        return self.stands and self.subscribed
 
     @property
     def connection_id(self) -> str | None:
@@ -58,6 +67,7 @@ class Fleet:
         self._by_id: dict[str, Vehicle] = {}
         self._connected: list[Vehicle] | None = None
         """Those whose consent stands; None when that may have changed."""
+        self._watchers: list[Callable[[Vehicle], None]] = []
 
     def __len__(self) -> int:
         return len(self._vehicles)
@@ -82,12 +92,14 @@ class Fleet:
         self._vehicles.append(vehicle)
         self._by_id[vehicle.id] = vehicle
         self._connected = None
+        self._changed(vehicle)
         return vehicle
 
     def withdraw(self, vehicle: Vehicle) -> None:
         """Its owner no longer consents."""
         vehicle.stands = False
         self._connected = None
+        self._changed(vehicle)
 
     def consent(self, vehicle: Vehicle) -> None:
         """Anew: the vehicle keeps its id, the connection gets another one, and it is subscribed."""
@@ -95,6 +107,36 @@ class Fleet:
             vehicle.stands = vehicle.subscribed = True
             vehicle.consents += 1
             self._connected = None
+            self._changed(vehicle)
+
+    def subscribe(self, vehicle: Vehicle) -> None:
+        """To the application's webhook."""
+        vehicle.subscribed = True
+        self._changed(vehicle)
+
+    def unsubscribe(self, vehicle: Vehicle) -> None:
+        vehicle.subscribed = False
+        self._changed(vehicle)
+
+    def order(
+        self, vehicle: Vehicle, now: float, *, charge: bool | None = None, limit: float | None = None
+    ) -> None:
+        """A command to its car, as ``Car.order`` takes it."""
+        vehicle.car.order(now, charge=charge, limit=limit)
+        self._changed(vehicle)
+
+    @contextmanager
+    def watched(self, changed: Callable[[Vehicle], None]) -> Iterator[None]:
+        """Meanwhile ``changed`` is told of each vehicle that came, or was changed by the fleet."""
+        self._watchers.append(changed)
+        try:
+            yield
+        finally:
+            self._watchers.remove(changed)
+
+    def _changed(self, vehicle: Vehicle) -> None:
+        for changed in self._watchers:
+            changed(vehicle)
 
     def _life_for(self, number: int, cloud: Cloud) -> Life:
         """The lives in turn, passing over those of a size that the make does not sell."""

@@ -45,7 +45,7 @@ async def get_subscription(ask: Ask) -> Answer:
 
 
 async def delete_subscription(ask: Ask) -> Answer:
-    _subscribed_as(ask).subscribed = False
+    ask.world.fleet.unsubscribe(_subscribed_as(ask))
     return Answer(NO_BODY)
 
 
@@ -64,7 +64,7 @@ async def create_subscription(ask: Ask) -> Answer:
         raise Refused("PERMISSION")
     if vehicle.subscribed:
         raise Refused("VALIDATION:CONFLICT", detail="The vehicle is already subscribed to this webhook.")
-    vehicle.subscribed = True
+    ask.world.fleet.subscribe(vehicle)
     return Answer(202, {"data": _subscription(ask, vehicle)})
 
 
@@ -93,7 +93,7 @@ def _application(ask: Ask) -> Json:
 
 
 def _webhook(ask: Ask) -> Json:
-    attributes = {"name": "Simulated", "applicationId": ask.world.application_id, "enabled": True}
+    attributes = {"name": ask.world.webhook_name, "applicationId": ask.world.application_id, "enabled": True}
     return _resource(ask, "webhook", "webhooks", ask.world.webhook_id, attributes)
 
 

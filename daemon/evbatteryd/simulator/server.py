@@ -15,6 +15,7 @@ from evbatteryd.simulator.errors import Refused
 from evbatteryd.simulator.exchange import Answer, Ask, Endpoint, exchange
 from evbatteryd.simulator.management_api import MANAGEMENT_ENDPOINTS
 from evbatteryd.simulator.vehicle_api import VEHICLE_ENDPOINTS
+from evbatteryd.simulator.webhooks import delivering
 from evbatteryd.simulator.world import SimulatorOptions, World
 
 GRACE_S: Final = 0.25
@@ -35,14 +36,18 @@ class Simulator:
 
     @asynccontextmanager
     async def serving(self, host: str, port: int) -> AsyncIterator[str]:
-        """Answer at ``host``; port 0 takes a free one. Yields the origin: ``http://127.0.0.1:PORT``."""
+        """Answer at ``host``, and send webhooks if the options want them.
+
+        Port 0 takes a free one. Yields the origin: ``http://127.0.0.1:PORT``.
+        """
         # A client that hangs up ends its handler, as a hang-up ends the request at Smartcar (460).
         runner = web.AppRunner(self.app, access_log=None, handler_cancellation=True, shutdown_timeout=GRACE_S)
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port).start()
             bound = runner.addresses[0][1]
-            yield f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}"
+            async with delivering(self.world):
+                yield f"http://[{host}]:{bound}" if ":" in host else f"http://{host}:{bound}"
         finally:
             await runner.cleanup()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -19,12 +19,27 @@ class VehicleStats:
     most_in_flight: int = 0
 
 
+@dataclass(slots=True)
+class WebhookStats:
+    verified: bool = False
+    """The receiver has answered the challenge."""
+    delivered: int = 0
+    """Events answered with success."""
+    failed: int = 0
+    """Attempts that were not."""
+    retried: int = 0
+    """Attempts after the first."""
+    dropped: int = 0
+    """Events that the last retry could not deliver either."""
+
+
 class Stats:
     def __init__(self) -> None:
         self._by_kind: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._asked: Counter[str] = Counter()
         self._vehicles: defaultdict[str, VehicleStats] = defaultdict(VehicleStats)
         self.rejected = Counter({"bucket": 0, "vehicle": 0, "plan": 0})
+        self.webhooks = WebhookStats()
 
     @contextmanager
     def asking(self, kind: str, vehicle_id: str | None) -> Iterator[int]:
@@ -53,6 +68,7 @@ class Stats:
         return {
             "requests": {kind: dict(counts) for kind, counts in self._by_kind.items()},
             "rejected": dict(self.rejected),
+            "webhooks": asdict(self.webhooks),
             "most_in_flight": max((v.most_in_flight for v in self._vehicles.values()), default=0),
             "vehicles": {
                 vehicle_id: {

@@ -101,7 +101,7 @@ class Track:
         return zero + (self.life.at[row] if row < len(self.life.at) else self.life.length)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Orders:
     """What commands have asked of a car. ``hold`` and ``force`` end when the cable is pulled out."""
 
@@ -123,8 +123,10 @@ class Detour:
     def __init__(self, track: Track, start: float, soc: float, orders: Orders, *, was_charging: bool) -> None:
         self.start = start
         self.end = inf
-        self.orders = orders
         self.limit = orders.limit
+        self._given = orders
+        self._unplugged_at = inf
+        """When the cable was pulled out for the first time, as far as is known."""
         self._track = track
         self._reached = start
         self._now = soc
@@ -151,18 +153,24 @@ class Detour:
         """Only where it covers ``t``."""
         return self._soc[bisect_right(self._at, t) - 1]
 
+    def orders_at(self, t: float) -> Orders:
+        """What of the orders still holds. Only where it covers ``t``."""
+        return self._given if t < self._unplugged_at else Orders(limit=self.limit)
+
     def cut(self, t: float) -> None:
         """Another command came at ``t``."""
         self.end = min(self.end, t)
 
     def _step(self) -> None:
-        t, orders = self._reached, self.orders
+        t = self._reached
         recorded, recorded_soc = self._track.run_at(t), self._track.soc_at(t)
         following = self._track.next_row(t)
         state, goal, rate = recorded.state, 0.0, 0.0
         if not state.plugged_in:
-            orders.hold = orders.force = self._due = False
-        else:
+            self._unplugged_at = min(self._unplugged_at, t)
+            self._due = False
+        orders = self.orders_at(t)
+        if state.plugged_in:
             life = self._track.life
             charging_there = state is State.CHARGING
             full_there = recorded_soc >= life.target - 0.005
@@ -175,7 +183,7 @@ class Detour:
             charges = self._due and not orders.hold and self._now < goal - _SAME
             state = State.CHARGING if charges else State.PLUGGED
             rate = recorded.rate if charging_there and recorded.rate > 0 else life.charge_rate
-        if self._is_back(recorded, recorded_soc, state):
+        if self._is_back(orders, recorded, recorded_soc, state):
             self.end = t
             return
         self._note(t, state, goal, rate)
@@ -187,8 +195,7 @@ class Detour:
             self._now = max(EMPTY, self._now - driven)
         self._reached = following
 
-    def _is_back(self, recorded: Run, recorded_soc: float, state: State) -> bool:
-        orders = self.orders
+    def _is_back(self, orders: Orders, recorded: Run, recorded_soc: float, state: State) -> bool:
         at_rest = orders.limit is None and not orders.hold and not orders.force
         return at_rest and state is recorded.state and abs(self._now - recorded_soc) <= _SAME
 

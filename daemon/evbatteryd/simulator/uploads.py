@@ -1,4 +1,4 @@
-"""What reached the cloud of a car, and when. Worked out backwards from the instant asked about.
+"""What reached the cloud of a car, and when. Worked out around the instant asked about.
 
 Each upload is a function of the car's key, the run it belongs to and its number there, so any of them can be
 had without those before it, in any order, and always comes out the same. Times are epoch seconds.
@@ -9,7 +9,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from heapq import merge
-from math import floor
+from itertools import takewhile
+from math import floor, inf, nextafter
 from typing import Final, NamedTuple
 
 from evbatteryd.simulator.cars import Car
@@ -20,6 +21,8 @@ from evbatteryd.simulator.tracks import Run
 
 LOOK_BACK_S: Final = 60 * DAY
 """A car that has uploaded nothing for that long has nothing to show."""
+FIRST_LOOK_S: Final = 900.0
+"""How far ahead the next upload is sought at first; then twice as far, and so on."""
 
 _EVENT, _FIRST_LEVEL, _FIRST_TICK = 0, 1, 1_000
 _LOST, _DELAY, _SHIFT, _DRAWS = range(4)
@@ -51,8 +54,33 @@ def newest_upload(car: Car, now: float, before: float | None = None) -> Upload |
         found = next((sent for sent in uploads_of(car, run, latest) if sent.available_at <= now), None)
         if found is not None and (best is None or found.measured_at > best.measured_at):
             best = found
-        t = run.start - 1
+        t = nextafter(run.start, -inf)
     return best
+
+
+def next_upload(car: Car, after: float, until: float) -> Upload | None:
+    """The first upload to arrive after ``after``, and by ``until``, that is newer than all before it."""
+    newest = newest_upload(car, after)
+    known = after - LOOK_BACK_S if newest is None else newest.measured_at
+    latest = min(after + FIRST_LOOK_S, until)
+    while True:
+        arriving = (sent for sent in _newer(car, known, latest) if sent.available_at > after)
+        found = min(arriving, key=lambda sent: sent.available_at, default=None)
+        if found is not None and found.available_at <= latest:  # what is measured later arrives later still
+            return found
+        if latest >= until:
+            return None
+        latest = min(until, latest + (latest - after) if found is None else found.available_at)
+
+
+def _newer(car: Car, known: float, latest: float) -> Iterator[Upload]:
+    """The uploads measured after ``known`` and by ``latest``, in no order."""
+    car.run_at(latest)  # after a command, ends of runs are known only as far as anyone has asked
+    t = known - _reach_s(car)
+    while t <= latest:
+        run = car.run_at(t)
+        yield from takewhile(lambda sent: sent.measured_at > known, uploads_of(car, run, latest))
+        t = run.end
 
 
 def uploads_of(car: Car, run: Run, latest: float) -> Iterator[Upload]:

@@ -234,7 +234,7 @@ def _ordered(ask: Ask, now: float, *, charge: bool | None = None, limit: float |
     """Done, unless a fault wants it to fail. Of the answer only ``status`` is documented."""
     status = ask.outcome or "SUCCESS"
     if status != "FAILURE":
-        ask.the_vehicle.car.order(now, charge=charge, limit=limit)
+        ask.world.fleet.order(ask.the_vehicle, now, charge=charge, limit=limit)
     command_id = uuid_of(ask.the_vehicle.car.key, _COMMAND_ID + ask.number)
     attributes = {"status": status, "command": ask.request.path.partition("/commands/")[2]}
     return Answer(200, {"data": {"id": command_id, "type": "command", "attributes": attributes}})

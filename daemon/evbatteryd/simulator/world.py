@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from evbatteryd.simulator.clock import Clock
 from evbatteryd.simulator.clouds import clouds_named
@@ -54,6 +55,8 @@ class SimulatorOptions:
     """In a period; None: as many as one likes."""
     period: str = "month"
     mode: str = "live"
+    webhook: str | None = field(default=None, repr=False)
+    """The URL that webhooks go to; it may hold a password. None: there are none."""
 
     def __post_init__(self) -> None:
         wrong = [
@@ -76,11 +79,23 @@ class SimulatorOptions:
                     self.period not in PERIODS,
                 ),
                 (f"mode must be one of {', '.join(MODES)}, not {self.mode!r}", self.mode not in MODES),
+                (
+                    "webhook must be a URL like http://127.0.0.1:9782/webhooks/smartcar",
+                    self.webhook is not None and not _is_web_address(self.webhook),
+                ),
             )
             if is_wrong
         ]
         if wrong:
             raise ValueError("; ".join(wrong))
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an end, a port beyond 65535
+        return False
 
 
 class World:
@@ -96,6 +111,7 @@ class World:
         self.application_id = options.application_id or uuid_of(key, 3)
         self.management_token = options.management_token or uuid_of(key, 4)
         self.webhook_id = uuid_of(key, 5)
+        self.webhook_name = "Simulated"
         self.started_at = self.now()
         self.fleet = Fleet(
             clouds_named(options.brands),
