@@ -57,13 +57,9 @@ class CountingTicket:
 
     def __init__(self) -> None:
         self.spent = 0
-        self.resends = 0
 
     async def spend(self) -> None:
         self.spent += 1
-
-    def resent(self) -> None:
-        self.resends += 1
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -89,18 +89,6 @@ async def test_a_refused_call_gives_its_prepaid_token_back(tmp_path: Path) -> No
                 await w.purse.ticket(CAR, prepaid=True).spend()
 
 
-async def test_a_request_sent_twice_is_paid_twice(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        await w.enrol(1)
-        ticket = w.purse.ticket(CAR)
-        await ticket.spend()
-        ticket.resent()
-        await ticket.settle()
-        assert ticket.calls == 2
-        assert w.purse.share(CAR).calls_left == 498
-        assert (await w.store.account("home", START.replace(day=1, hour=0))).spent == {CAR: 2}
-
-
 async def test_the_ledger_is_durable_before_the_ticket_lets_go(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         await w.enrol(1)

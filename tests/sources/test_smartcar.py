@@ -431,7 +431,7 @@ async def test_an_answer_that_never_comes_ends_at_the_documented_maximum(smartca
     assert told.value.code == "TIMEOUT"
 
 
-async def test_a_request_that_the_client_repeats_by_itself_is_counted(
+async def test_a_request_that_the_client_repeats_by_itself_is_paid_for_before_it_is_sent(
     smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
 ) -> None:
     async def closes_kept_alive(request: web.Request) -> web.Response:
@@ -444,7 +444,30 @@ async def test_a_request_that_the_client_repeats_by_itself_is_counted(
         await source.fetch(VEHICLE, PROFILE, ticket)
         await source.fetch(VEHICLE, PROFILE, ticket)
     assert len(smartcar.asked) == 3
-    assert (ticket.spent, ticket.resends) == (2, 1)
+    assert ticket.spent == 3
+
+
+async def test_a_repetition_that_cannot_be_paid_for_is_not_sent(
+    smartcar: Smartcar, clock: VirtualClock
+) -> None:
+    class Two(CountingTicket):
+        async def spend(self) -> None:
+            if self.spent == 2:
+                raise errors.BudgetSpent("BUDGET", "used up")
+            await super().spend()
+
+    async def closes_kept_alive(request: web.Request) -> web.Response:
+        if len(smartcar.asked) == 2:
+            return await _reset(request)
+        return await smartcar.fine(request)
+
+    smartcar.answer = closes_kept_alive
+    ticket = Two()
+    async with source_at(smartcar.origin, clock) as source:
+        await source.fetch(VEHICLE, PROFILE, ticket)
+        with pytest.raises(errors.BudgetSpent):
+            await source.fetch(VEHICLE, PROFILE, ticket)
+    assert len(smartcar.asked) == 2
 
 
 async def test_nobody_listening(clock: VirtualClock, ticket: CountingTicket) -> None:

@@ -45,10 +45,6 @@ class Ticket(Protocol):
         """
         ...
 
-    def resent(self) -> None:
-        """The HTTP client sent a request again by itself: count that one too."""
-        ...
-
 
 class Source(Protocol):
     """One telematics API, for one application. Raises SourceError and nothing else of its own."""

@@ -195,7 +195,7 @@ class Poller:
         except SourceError as error:
             answer = error
         except StoreError as error:
-            await self._cars.kept(ticket.settle)
+            ticket.close()
             self._log.error("poll.not_noted", vehicle=car.slug, error=str(error))
             # If a page was asked for already, the floor counts from there.
             pause = max(STORE_PAUSE, profile.floor) if ticket.calls else STORE_PAUSE
@@ -208,7 +208,7 @@ class Poller:
         self._settling.add(car.id)
         now = self._clock.now()
         await self._mind_application(car, purse, answer)
-        await self._cars.kept(ticket.settle)
+        ticket.close()
         polled: Polled | None = None
 
         def decide(current: Car) -> Polled | None:

@@ -167,11 +167,6 @@ class Purse:
             raise
         self._tally.called(self.application)
 
-    async def resent(self, vehicle_id: VehicleId | None) -> None:
-        """One request more was sent than was asked for: spend it after the fact."""
-        await self._reserve(vehicle_id, None)
-        self._bucket = self._bucket.take()
-
     def _left(self, vehicle_id: VehicleId) -> int:
         self._turn(self._clock.now())
         if self.budget.pooled:
@@ -211,28 +206,16 @@ class PurseTicket:
         self._vehicle_id = vehicle_id
         self._prepaid = prepaid
         self._due = due
-        self._owed = 0
         self.calls = 0
 
     async def spend(self) -> None:
-        await self._pay()
         prepaid, self._prepaid = self._prepaid, False
         due, self._due = self._due, None
         await self._purse.spend(self._vehicle_id, prepaid=prepaid, due=due)
         self.calls += 1
 
-    def resent(self) -> None:
-        self._owed += 1
-        self.calls += 1
-
-    async def settle(self) -> None:
-        """Give back what was not used, pay what was sent besides."""
+    def close(self) -> None:
+        """Give back a token that was not used."""
         if self._prepaid:
             self._prepaid = False
             self._purse.give_back()
-        await self._pay()
-
-    async def _pay(self) -> None:
-        while self._owed:
-            await self._purse.resent(self._vehicle_id)
-            self._owed -= 1

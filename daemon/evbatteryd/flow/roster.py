@@ -73,8 +73,6 @@ class Roster:
             # However long the list, reading it takes a tenth of the application's requests at most.
             pages = timedelta(minutes=ticket.calls / self._purse.budget.refill_per_minute)
             return max(self._every, 10 * pages)
-        finally:
-            await self._cars.kept(ticket.settle)
         doubled: timedelta = SHORTEST_RETRY * 2 ** min(self._failing - 1, 10)
         return min(doubled, self._every)
 

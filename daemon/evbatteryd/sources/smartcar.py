@@ -308,23 +308,24 @@ class _Sending:
     sent: int = 0
 
 
-async def _on_sent(
+async def _before_sending(
     session: aiohttp.ClientSession,
     context: SimpleNamespace,
     params: aiohttp.TraceRequestHeadersSentParams,
 ) -> None:
+    """Called before the headers go on the wire, so a repetition is paid for like any request: beforehand."""
     sending = context.trace_request_ctx
     if isinstance(sending, _Sending):
         sending.sent += 1
         if sending.sent > 1:
-            sending.ticket.resent()
+            await sending.ticket.spend()
 
 
 @asynccontextmanager
 async def open_http(clock: Clock) -> AsyncIterator[aiohttp.ClientSession]:
     """The one HTTP session of the daemon. Who uses it bounds the requests in flight, not the connector."""
     trace = aiohttp.TraceConfig()
-    trace.on_request_headers_sent.append(_on_sent)
+    trace.on_request_headers_sent.append(_before_sending)
     total = max(clock.real(LONGEST_ANSWER), 5.0)
     connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, ssl=ssl.create_default_context())
     async with aiohttp.ClientSession(
