@@ -30,7 +30,7 @@ from evbatteryd.domain.reading import Reading
 from evbatteryd.domain.vehicle import VehicleId
 from evbatteryd.sinks import mqtt
 from evbatteryd.sinks.mqtt import MqttOptions, MqttSink
-from evbatteryd.sinks.payload import FIELDS
+from evbatteryd.sinks.payload import FIELDS, Topics
 from tests.builders import NOON, car, profile, reading, state
 from tests.mosquitto import LOOPBACK, PATIENCE_S, Gate, Mosquitto, Witness, program
 from tests.sinks.conftest import PASSWORD, Station
@@ -219,7 +219,7 @@ async def test_a_touch_that_changes_nothing_says_nothing(broker: Mosquitto) -> N
         station.fleet.put(at_its_newest(car(1), [first]))
         await station.publish([first])
         await witness.until(lambda w: w.last("evbatteryd/car_1/fetched_at"))
-        assert witness.last("evbatteryd/car_1/availability") == "fresh"
+        await witness.until(lambda w: w.last("evbatteryd/car_1/availability") == "fresh")
         heard = len([m for m in witness.heard if m.topic.startswith("evbatteryd/car_1/")])
         for _ in range(5):
             station.sink.touch(VehicleId(1))
@@ -574,6 +574,21 @@ async def test_an_outage_makes_no_noise(
     assert PASSWORD not in caplog.text
 
 
+async def test_a_socket_closed_with_something_to_send_is_left_alone(
+    broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its number may be that of another socket by the time the loop would watch it."""
+    offline = Topics("evbatteryd").offline()
+    connection = mqtt._Connection(MqttOptions(host=LOOPBACK, port=broker.port), offline, None)
+    await connection.enter()
+    await connection.slot()
+    answer = connection.send(offline)
+    connection.drop()
+    assert await answer is None
+    await asyncio.sleep(0.01)
+    assert caplog.records == []
+
+
 async def test_a_frozen_broker_is_given_up_and_taken_back(
     broker: Mosquitto, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -839,7 +854,7 @@ async def test_an_end_while_connecting_leaves_nothing_behind() -> None:
 
 
 async def test_an_end_while_the_way_is_being_opened_leaves_nothing_behind() -> None:
-    """The thread that opens a WebSocket goes on when nobody wants it any more: it must not become a client."""
+    """The thread that opens a WebSocket goes on when nobody wants it: it must not become a client."""
     asked, answer, rest = asyncio.Event(), asyncio.Event(), asyncio.Event()
     sent = b""
 

@@ -459,10 +459,8 @@ class MqttSink:
         session.said.pop(car.id, None)
 
     def _may_confirm(self, car: Car) -> bool:
-        """Whether the newest reading of this car is told, and no other is under way."""
-        if self._owed_until or car.id in self._owed:
-            return False
-        return self._taken.get(car.id) == car.reading_id
+        """Whether the newest reading of this car is told."""
+        return not self._owed_until and self._taken.get(car.id) == car.reading_id
 
     def _touch_all(self) -> None:
         self._touched = dict.fromkeys(car.id for car in self._fleet)

@@ -144,16 +144,27 @@ def _scalars(state: BatteryState) -> dict[str, Scalar]:
     }
 
 
-def _times(state: BatteryState, fields: dict[str, Scalar]) -> dict[str, dict[str, datetime | None]]:
+def _times(state: BatteryState, fields: dict[str, Scalar]) -> dict[str, dict[str, str | None]]:
+    """The times of fields that differ, as written, from those of the state of charge."""
     top = (state.measured_at, state.fetched_at)
-    times: dict[str, dict[str, datetime | None]] = {}
+    times: dict[str, dict[str, str | None]] = {}
     if all((found.measured_at, found.fetched_at) == top for found in state):
         return times
+    usual = _written_times(*top)
     for signal in Signal:
         told_by = None if fields[signal] is None else _told_by(state, signal)
-        if told_by is not None and (told_by.measured_at, told_by.fetched_at) != top:
-            times[signal.value] = {"measured_at": told_by.measured_at, "fetched_at": told_by.fetched_at}
+        if told_by is not None:
+            own = _written_times(told_by.measured_at, told_by.fetched_at)
+            if own != usual:
+                times[signal.value] = own
     return times
+
+
+def _written_times(measured_at: datetime | None, fetched_at: datetime | None) -> dict[str, str | None]:
+    return {
+        "measured_at": None if measured_at is None else _written(measured_at),
+        "fetched_at": None if fetched_at is None else _written(fetched_at),
+    }
 
 
 def _told_by(state: BatteryState, signal: Signal) -> Measurement | None:
