@@ -112,7 +112,7 @@ def test_a_state_comes_back_with_every_time_and_type(
 ) -> None:
     back = codec.decode_state(codec.encode_state(state, codec.to_ms(fetched), origin))
     assert back == whole_state(state)
-    assert all(type(back.value(of.signal)) is type(of.value) for of in state)
+    assert all(type(back.signals[of.signal].value) is type(of.value) for of in state)
     assert all(of.measured_at is None or of.measured_at.tzinfo is UTC for of in back)
 
 

@@ -15,6 +15,8 @@ FIRST_MONDAY: Final = 1704067200
 EMPTY: Final = 0.01
 """A fraction of the battery. A car that was kept from charging drives no further down than that."""
 _SAME: Final = 1e-6
+GRAIN: Final = 1e-9
+"""What is driven is summed in whole grains: sums of floating point may fall by their last digit."""
 _AROUND_S: Final = 300
 
 
@@ -85,13 +87,14 @@ class Track:
         """Fractions of the battery ever driven. Never falls, whatever is charged between."""
         loop, offset = self._locate(t)
         row = self.life.row(offset)
-        driven = self.life.driven[row]
+        driven = round(self.life.driven[row] / GRAIN)
         if self.life.states[row] == State.DRIVING:
             begun = self.life.at[row]
-            following = self.life.driven[row + 1] if row + 1 < len(self.life.at) else driven
-            ended = self.life.at[row + 1] if row + 1 < len(self.life.at) else self.life.length
-            driven += (following - driven) * (offset - begun) / (ended - begun)
-        return loop * self.life.driven_in_all + driven
+            last = row + 1 == len(self.life.at)
+            following = driven if last else round(self.life.driven[row + 1] / GRAIN)
+            ended = self.life.length if last else self.life.at[row + 1]
+            driven += int((following - driven) * (offset - begun) / (ended - begun))
+        return (loop * round(self.life.driven_in_all / GRAIN) + driven) * GRAIN
 
     def next_row(self, t: float) -> float:
         """When the recording says something new after ``t``; the seam of the loop at the latest."""
