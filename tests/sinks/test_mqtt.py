@@ -736,7 +736,7 @@ async def test_a_message_that_the_broker_refuses_is_no_message_taken(
     tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And mosquitto 2.0 ends the connection with it, which is not said again and again."""
-    monkeypatch.setattr(mqtt, "STEADY_S", 0.5)
+    monkeypatch.setattr(mqtt, "STEADY_S", 3.0)
     rules = tmp_path / "acl"
     rules.write_text("pattern read #\npattern write evbatteryd/bridge/#\npattern write evbatteryd/car_2/#\n")
     async with (
