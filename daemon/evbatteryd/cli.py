@@ -19,16 +19,14 @@ from evbatteryd.domain.errors import StoreError
 from evbatteryd.logs import configure, get_logger
 from evbatteryd.problems import Misconfigured, Problem
 from evbatteryd.sdnotify import Notifier
-from evbatteryd.settings import Settings, describe, load_settings
+from evbatteryd.settings import DEFAULT_PATH, Settings, describe, load_settings
 from evbatteryd.simulator.command import simulate
-
-DEFAULT_CONFIG = Path("/etc/evbatteryd/evbatteryd.toml")
 
 config_option = click.option(
     "--config",
     "config",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=DEFAULT_CONFIG,
+    default=DEFAULT_PATH,
     show_default=True,
     help="The configuration file.",
 )

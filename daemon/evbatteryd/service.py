@@ -104,7 +104,7 @@ async def _build(
     timer = CohortTimer(clock, on_bug)
     cars = Cars(fleet, store, clock, timer, log, brand_of=lambda make: brand_of(make, settings.profiles))
     for name, application in settings.smartcar.items():
-        purse = Purse(name, application.budget, fleet, store, clock, metrics)
+        purse = Purse(name, application.budget, store, clock, metrics)
         source = SOURCES["smartcar"](
             _smartcar_options(name, application), http, clock, partial(purse.ticket, None), _Unsaid().learn
         )
@@ -262,7 +262,7 @@ class _Daemon:
         await self.cars.load(self.settings.smartcar)
         for roster in self.rosters:
             await roster.count()
-        self.cars.reconsider(self._share)
+        await self.cars.reconsider(self._share)
         # What lives as long as the process need not be walked by every collection.
         gc.collect()
         gc.freeze()

@@ -14,7 +14,7 @@ from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.ledger import Budget
 from evbatteryd.domain.ports import Ticket
 from evbatteryd.domain.profile import Activity, BrandProfile
-from evbatteryd.domain.reading import Observation, Rejected, Signal
+from evbatteryd.domain.reading import Observation, Rejected, Signal, SignalProblem
 from evbatteryd.domain.vehicle import Vehicle
 from tests.fakes import START, until
 from tests.flow.world import RENAULT, world
@@ -199,6 +199,41 @@ async def test_our_own_budget_stops_a_call_before_it_is_sent(tmp_path: Path) -> 
         assert w.fleet[car.id].schedule.outcome == "budget_spent"
 
 
+async def test_a_slow_answer_does_not_shift_the_schedule_of_the_next_start(tmp_path: Path) -> None:
+    async with world(tmp_path, Budget(calls_per_vehicle=100_000, refill_per_minute=60)) as w:
+        (car,) = await w.enrol()
+
+        async def slow(vehicle: Vehicle) -> Observation:
+            await w.clock.sleep(timedelta(minutes=4))
+            return w.source.observation(50)
+
+        w.source.answer = slow
+        for _ in range(2):
+            due = w.fleet[car.id].schedule.due
+            assert due is not None
+            await w.clock.advance(due - w.clock.now())
+            asked = len(w.source.asked)
+            w.poller.due(car.id)
+            await until(lambda asked=asked: len(w.source.asked) == asked + 1)
+            await w.clock.advance(timedelta(minutes=4))
+            await until(lambda: w.poller.in_flight == 0)
+        stood = w.fleet[car.id].schedule.due
+        await w.cars.reconsider(lambda car: w.purse.share(car.id))
+        assert w.fleet[car.id].schedule.due == stood
+
+
+async def test_a_rate_limit_that_cannot_be_noted_at_once_is_said_all_the_same(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await w.enrol()
+        w.source.failing(errors.ApplicationRateLimited("RATE_LIMIT:SMARTCAR_API", "full"))
+        w.store.full = {"keep_bucket"}
+        w.poller.due(car.id)
+        await until(lambda: len(w.said("store.failing")) == 1)
+        w.store.full = set()
+        await until(lambda: w.poller.in_flight == 0)
+        assert len(w.said("application.rate_limited")) == 1
+
+
 async def test_a_rate_limited_application_asks_for_no_car(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         one, other = await w.enrol(2)
@@ -342,7 +377,9 @@ async def test_a_restart_takes_up_the_schedule_without_a_burst(tmp_path: Path) -
         await w.poll(*cars)
         due = [w.fleet[car.id].schedule.due for car in cars]
         clock = w.clock
-    async with world(tmp_path, clock=clock) as again:
+    async with world(tmp_path, Budget(bucket=1000), clock=clock) as again:
+        await again.roster.count()
+        await again.cars.reconsider(lambda car: again.purse.share(car.id))
         assert [car.schedule.due for car in again.fleet] == due
         assert [car.state for car in again.fleet] == [w.fleet[car.id].state for car in cars]
         assert again.purse.share(cars[0].id).calls_left == 499
@@ -534,7 +571,7 @@ async def test_a_bigger_plan_is_used_from_the_next_start_on(tmp_path: Path) -> N
         clock = w.clock
     async with world(tmp_path, Budget(calls_per_vehicle=10_000), clock=clock) as again:
         await again.roster.count()
-        again.cars.reconsider(lambda car: again.purse.share(car.id))
+        await again.cars.reconsider(lambda car: again.purse.share(car.id))
         due = again.fleet[car.id].schedule.due
         assert due is not None
         assert due - START <= RENAULT.parked
@@ -567,3 +604,21 @@ async def test_a_used_up_plan_is_said_loudly(tmp_path: Path) -> None:
         await w.poll(car)
         (said,) = w.said("poll.failing")
         assert said["level"] == "error"
+
+
+async def test_a_signal_that_fails_beside_others_is_said_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await w.enrol()
+
+        async def partly(vehicle: Vehicle) -> Observation:
+            lost = SignalProblem(Signal.RANGE, "COMPATIBILITY:VEHICLE_NOT_CAPABLE", permanent=True)
+            return replace(w.source.observation(50), problems=(lost,))
+
+        w.source.answer = partly
+        await w.poll(car)
+        await w.poll_when_due(car)
+        (said,) = w.said("signals.failing")
+        assert said["signals"] == [
+            {"signal": "range_km", "code": "COMPATIBILITY:VEHICLE_NOT_CAPABLE", "permanent": True}
+        ]
+        assert w.fleet[car.id].trouble is None

@@ -162,7 +162,7 @@ class World:
         self.timer = CohortTimer(clock, self.bugs.append)
         self.cars = Cars(self.fleet, store, clock, self.timer, log, brand_of=_brand_of)
         self.cars.listen(lambda car, reading: self.heard.append((car, reading)))
-        self.purse = Purse("home", budget, self.fleet, store, clock, self.metrics)
+        self.purse = Purse("home", budget, store, clock, self.metrics)
         self.poller = Poller(
             self.cars,
             clock,

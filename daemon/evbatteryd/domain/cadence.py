@@ -249,6 +249,15 @@ def first_poll(spread: float, now: datetime) -> NextPoll:
     return NextPoll(now + timedelta(seconds=5 * spread), "newly enrolled: first reading")
 
 
+def consented_anew(
+    profile: BrandProfile, spread: float, polled_at: datetime | None, now: datetime
+) -> NextPoll:
+    """A car whose owner consented again is asked like a new one, but not under the floor."""
+    soonest = now + timedelta(seconds=5 * spread)
+    at = soonest if polled_at is None else max(soonest, polled_at + profile.floor)
+    return NextPoll(at, "consented anew: first reading")
+
+
 def resumed(due: datetime, reason: str, profile: BrandProfile, spread: float, now: datetime) -> NextPoll:
     """The schedule after a restart: as it stood, but what fell due meanwhile is spread out: no burst."""
     if due >= now:

@@ -14,17 +14,17 @@ from datetime import timedelta
 from typing import Protocol, TypeVar
 
 from evbatteryd.domain.cadence import Answered, Facts, first_poll, next_poll, resumed
-from evbatteryd.domain.errors import StoreError
+from evbatteryd.domain.errors import BudgetSpent, StoreError
 from evbatteryd.domain.fleet import Car, Fleet, Schedule
 from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.ports import Clock, Log, Polled, Store
 from evbatteryd.domain.reading import Reading
 from evbatteryd.domain.vehicle import Consent, VehicleId, slug_for
-from evbatteryd.flow.timer import CohortTimer
+from evbatteryd.flow.timer import SLICE, CohortTimer
 
 STORE_PAUSE = timedelta(seconds=5)
 LONGEST_LOOK_BACK = timedelta(days=1)
-_AT_PACE = frozenset({"new", "unchanged", "budget_spent"})
+_AT_PACE = frozenset({"new", "unchanged", BudgetSpent.outcome})
 """Outcomes after which a car waits for its brand's pace or its plan, and for nothing of its own."""
 UNKNOWN = "unknown"
 """The brand whose profile is used for makes that have none."""
@@ -87,18 +87,20 @@ class Cars:
             self.fleet.put(known)
             self._arm(known)
             self._announce(known, None)
-            if number % 256 == 255:
+            if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
         if strangers:
             self._log.warning("vehicles.not_polled", count=strangers, reason="application not configured")
 
-    def reconsider(self, share_of: Callable[[Car], Share | None]) -> None:
+    async def reconsider(self, share_of: Callable[[Car], Share | None]) -> None:
         """Bring forward what a smaller plan or a slower pace of an earlier start had put off.
 
         Nothing is committed: every start does the same.
         """
         now = self._clock.now()
-        for car in self.fleet:
+        for number, car in enumerate(self.fleet):
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
             schedule, share = car.schedule, share_of(car)
             if share is None or schedule.due is None or schedule.outcome not in _AT_PACE:
                 continue
@@ -110,7 +112,9 @@ class Cars:
                 calls_per_poll=schedule.calls_per_poll,
                 spread=car.vehicle.spread,
             )
-            sooner = next_poll(facts, max(schedule.polled_at or now, now - LONGEST_LOOK_BACK))
+            spent = schedule.outcome == BudgetSpent.outcome
+            decided_at = schedule.polled_at if spent else schedule.answered_at
+            sooner = next_poll(facts, max(decided_at or now, now - LONGEST_LOOK_BACK))
             if sooner.at is not None and sooner.at < schedule.due:
                 again = resumed(sooner.at, sooner.reason, facts.profile, facts.spread, now)
                 self.fleet.put(replace(car, schedule=replace(schedule, due=again.at, reason=again.reason)))

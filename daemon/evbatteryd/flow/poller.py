@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from evbatteryd.domain.cadence import Answered, Facts, Failed, Outcome, activity, next_poll, words
+from evbatteryd.domain.cadence import (
+    Answered,
+    Facts,
+    Failed,
+    Outcome,
+    activity,
+    consented_anew,
+    next_poll,
+    words,
+)
 from evbatteryd.domain.errors import (
     ApplicationRateLimited,
     ApplicationRefused,
@@ -213,10 +222,10 @@ class Poller:
 
         def decide(current: Car) -> Polled | None:
             nonlocal polled
-            if (
-                isinstance(answer, ConsentLost | NotCapable)
-                and current.vehicle.consent != car.vehicle.consent
-            ):
+            anew = current.vehicle.consent != car.vehicle.consent
+            if current.vehicle.withdrawn_at is not None:
+                polled = None
+            elif anew and isinstance(answer, ConsentLost | NotCapable):
                 polled = self._consented_meanwhile(current, now)
             else:
                 polled = self._decide(current, answer, purse, ticket.calls, began, now)
@@ -225,16 +234,19 @@ class Poller:
         settled = await self._cars.record(car.id, decide)
         if polled is None:
             return
-        self._tally.polled(car.vehicle.consent.make, settled.schedule.outcome, now - began)
+        label = answer.outcome if isinstance(answer, SourceError) else settled.schedule.outcome
+        self._tally.polled(car.vehicle.consent.make, label, now - began)
         self._report(car, settled)
-        self._report_rejected(settled, polled.rejected)
+        if isinstance(answer, Observation):
+            self._report_signals(settled, answer, polled.rejected)
 
     async def _mind_application(self, car: Car, purse: Purse, answer: Observation | SourceError) -> None:
         """What an answer means for more than its car."""
         match answer:
             case ApplicationRateLimited(code=code, retry_after=told) if code != OURS:
-                pause = told or APPLICATION_PAUSE
-                if await self._cars.kept(lambda: purse.close(pause)):
+                pause, was_open = told or APPLICATION_PAUSE, not purse.closed_for
+                await self._cars.kept(lambda: purse.close(pause))
+                if was_open:
                     self._log.warning(
                         "application.rate_limited",
                         application=purse.application,
@@ -261,10 +273,8 @@ class Poller:
         calls: int,
         began: datetime,
         now: datetime,
-    ) -> Polled | None:
-        """The car after this answer: pure but for the purse's share. None if it was withdrawn meanwhile."""
-        if car.vehicle.withdrawn_at is not None:
-            return None
+    ) -> Polled:
+        """The car after this answer: pure but for the purse's share."""
         profile = self._fleet.profile(car)
         schedule, state, trouble = car.schedule, car.state, None
         rejected: tuple[Rejected, ...] = ()
@@ -317,8 +327,8 @@ class Poller:
 
     def _consented_meanwhile(self, car: Car, now: datetime) -> Polled:
         """The consent that was refused is not the one the owner has given since: ask with that."""
-        due = now + self._fleet.profile(car).floor
-        schedule = replace(car.schedule, due=due, reason="consented anew: first reading")
+        first = consented_anew(self._fleet.profile(car), car.vehicle.spread, now, now)
+        schedule = replace(car.schedule, due=first.at, reason=first.reason, polled_at=now)
         return Polled(car=replace(car, schedule=schedule), news=False, at=now)
 
     def _report(self, before: Car, after: Car) -> None:
@@ -342,18 +352,29 @@ class Poller:
         elif after.reading_id is not None and before.reading_id is None:
             log.info("vehicle.first_reading", soc=after.state.soc_percent, next=after.schedule.reason)
 
-    def _report_rejected(self, car: Car, rejected: tuple[Rejected, ...]) -> None:
+    def _report_signals(self, car: Car, answer: Observation, rejected: tuple[Rejected, ...]) -> None:
+        """Signals without a value to believe, although the car answered: said when there is another one."""
         for value in rejected:
             self._tally.rejected(car.vehicle.consent.make, value.signal)
-        reasons = frozenset((value.signal, value.reason) for value in rejected)
-        if reasons - self._said.get(car.id, frozenset()):
+        wrong = frozenset((value.signal, value.reason) for value in rejected)
+        failing = frozenset((problem.signal, problem.code) for problem in answer.problems)
+        said = self._said.get(car.id, frozenset())
+        if wrong - said:
             self._log.warning(
                 "reading.rejected",
                 vehicle=car.slug,
                 values=[{"signal": v.signal, "raw": v.raw, "reason": v.reason} for v in rejected],
             )
-        if reasons:
-            self._said[car.id] = reasons
+        if failing - said:
+            self._log.warning(
+                "signals.failing",
+                vehicle=car.slug,
+                signals=[
+                    {"signal": p.signal, "code": p.code, "permanent": p.permanent} for p in answer.problems
+                ],
+            )
+        if wrong or failing:
+            self._said[car.id] = wrong | failing
         else:
             self._said.pop(car.id, None)
 

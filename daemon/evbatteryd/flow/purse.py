@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from evbatteryd.domain.errors import ApplicationRateLimited, BudgetSpent, StoreError
-from evbatteryd.domain.fleet import Fleet
 from evbatteryd.domain.ledger import Bucket, Budget, Share, Window, window
 from evbatteryd.domain.ports import Clock, Reservation, Store, Tally
 from evbatteryd.domain.vehicle import VehicleId
@@ -28,12 +27,9 @@ CREDENTIALS = (
 class Purse:
     """The only way to a request: nobody asks Smartcar without a ticket of the application's purse."""
 
-    def __init__(
-        self, application: str, budget: Budget, fleet: Fleet, store: Store, clock: Clock, tally: Tally
-    ) -> None:
+    def __init__(self, application: str, budget: Budget, store: Store, clock: Clock, tally: Tally) -> None:
         self.application = application
         self.budget = budget
-        self._fleet = fleet
         self._store = store
         self._clock = clock
         self._tally = tally
@@ -82,19 +78,18 @@ class Purse:
         """A token that was taken and is not needed after all."""
         self._bucket = self._bucket.take(-1.0)
 
-    async def close(self, span: timedelta, *, emptied: bool = True) -> bool:
+    async def close(self, span: timedelta, *, emptied: bool = True) -> None:
         """Nobody asks for ``span``. ``emptied``: because Smartcar says that the bucket is empty.
 
-        Returns whether that was news. An empty bucket is kept for the next start.
+        An empty bucket is kept for the next start.
         """
-        now, rest = self._clock.now(), self.closed_for
-        if span > rest:
+        now = self._clock.now()
+        if span > self.closed_for:
             self._closed = (now, span)
         if emptied:
             self._bucket = Bucket(min(self._bucket.level, 0.0), now)
             await self._store.keep_bucket(self.application, self._bucket)
             self._say()
-        return not rest
 
     @property
     def closed_for(self) -> timedelta:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
-from evbatteryd.domain.cadence import first_poll
+from evbatteryd.domain.cadence import consented_anew
 from evbatteryd.domain.errors import ApplicationRateLimited, ApplicationRefused, SourceError, StoreError
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.ports import Clock, Log, Source, Ticket
@@ -136,11 +136,10 @@ class Roster:
             vehicle = replace(now_car.vehicle, consent=consent, brand=brand, withdrawn_at=None)
             if not anew:
                 return replace(now_car, vehicle=vehicle)
-            due = first_poll(vehicle.spread, self._clock.now()).at
-            asked = now_car.schedule.polled_at
-            if due is not None and asked is not None:
-                due = max(due, asked + self._fleet.profiles[brand].floor)
-            schedule = replace(now_car.schedule, due=due, reason="consented anew: first reading", failures=0)
+            first = consented_anew(
+                self._fleet.profiles[brand], vehicle.spread, now_car.schedule.polled_at, self._clock.now()
+            )
+            schedule = replace(now_car.schedule, due=first.at, reason=first.reason, failures=0)
             return replace(now_car, vehicle=vehicle, schedule=schedule, trouble=None)
 
         await self._cars.change(car.id, renewed)
