@@ -230,6 +230,7 @@ async def test_a_rate_limit_that_cannot_be_noted_at_once_is_said_all_the_same(tm
         w.poller.due(car.id)
         await until(lambda: len(w.said("store.failing")) == 1)
         w.store.full = set()
+        await w.clock.advance(timedelta(seconds=6))
         await until(lambda: w.poller.in_flight == 0)
         assert len(w.said("application.rate_limited")) == 1
 
@@ -445,6 +446,7 @@ async def test_an_answer_waits_in_hand_until_the_disk_has_room(tmp_path: Path) -
         w.poller.due(car.id)
         await until(lambda: len(w.said("store.failing")) == 1)
         w.store.full = set()
+        await w.clock.advance(timedelta(seconds=6))
         async with asyncio.timeout(20):
             await until(lambda: w.fleet[car.id].reading_id is not None)
         assert len(w.said("store.recovered")) == 1
@@ -458,6 +460,7 @@ async def test_a_plan_that_cannot_be_corrected_ends_no_process(tmp_path: Path) -
         w.poller.due(car.id)
         await until(lambda: len(w.said("store.failing")) == 1)
         w.store.full = set()
+        await w.clock.advance(timedelta(seconds=6))
         await until(lambda: w.poller.in_flight == 0)
         assert w.fleet[car.id].schedule.outcome == "budget_spent"
         assert w.purse.share(car.id).calls_left == 0

@@ -174,7 +174,7 @@ class Cars:
                 if not self._store_failing:
                     self._store_failing = True
                     self._log.error("store.failing", error=str(error))
-                await asyncio.sleep(max(self._clock.real(STORE_PAUSE), 0.2))
+                await self._clock.sleep(STORE_PAUSE)
                 continue
             if self._store_failing:
                 self._store_failing = False
