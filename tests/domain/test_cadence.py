@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from evbatteryd.domain.cadence import (
     DAY,
+    DELIVERY_TAKES,
     LONGEST_BACK_OFF,
     LONGEST_WAIT,
     SILENT_CHARGE,
@@ -20,9 +21,12 @@ from evbatteryd.domain.cadence import (
     Failed,
     Outcome,
     activity,
+    asked_to_make_sure,
     first_poll,
+    missed_by_webhooks,
     next_poll,
     resumed,
+    subscribed_now,
     urgency,
     words,
 )
@@ -77,6 +81,7 @@ facts = st.builds(
     calls_per_poll=st.integers(1, 4),
     spread=spreads,
     first=st.booleans(),
+    pushed_at=st.none() | st.just(NOW - MINUTE),
 )
 
 
@@ -156,11 +161,15 @@ def test_430_of_the_account_is_tried_once_a_day() -> None:
     assert wait(failed(PlanRefused, 30)) == DAY
 
 
-@pytest.mark.parametrize("kind", [Asleep, NothingYet])
-def test_409_asleep_and_404_wait_the_idle_interval_however_often(kind: type[SourceError]) -> None:
-    assert {wait(failed(kind, count)) for count in (1, 5, 50)} == {PROFILE.idle}
-    said = {Asleep: "asleep", NothingYet: "nothing to have of this car yet"}
-    assert said[kind] in next_poll(facts_of(failed(kind)), NOW).reason
+def test_409_asleep_waits_the_idle_interval_however_often() -> None:
+    assert {wait(failed(Asleep, count)) for count in (1, 5, 50)} == {PROFILE.idle}
+    assert "asleep" in next_poll(facts_of(failed(Asleep)), NOW).reason
+
+
+def test_404_is_asked_again_soon_at_first_and_at_the_idle_interval_in_the_long_run() -> None:
+    waits = [wait(failed(NothingYet, count)) for count in (1, 2, 3, 4, 50)]
+    assert waits == [5 * MINUTE, 20 * MINUTE, 80 * MINUTE, 320 * MINUTE, PROFILE.idle]
+    assert "nothing to have of this car yet" in next_poll(facts_of(failed(NothingYet)), NOW).reason
 
 
 def test_401_of_our_own_token_backs_off() -> None:
@@ -472,3 +481,51 @@ def test_words_are_never_far_off(span: timedelta) -> None:
     meant = sum((int(n) * units[unit] for n, unit in zip(parts[::2], parts[1::2], strict=True)), timedelta())
     assert abs(meant - span) <= max(span / 3, SECOND)
     assert abs(meant - span) <= 31 * MINUTE
+
+
+# --- webhooks ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("doing", Activity)
+def test_where_webhooks_deliver_a_poll_is_only_a_safety_net(doing: Activity) -> None:
+    polled = replace(facts_of(Answered(frozenset({Signal.SOC}))), activity=doing)
+    pushed = replace(polled, pushed_at=NOW)
+    without, with_webhooks = next_poll(polled, NOW), next_poll(pushed, NOW)
+    assert without.at is not None
+    assert with_webhooks.at is not None
+    assert with_webhooks.at - NOW == 2 * (without.at - NOW)
+    assert "webhooks deliver" in with_webhooks.reason
+
+
+@given(facts)
+def test_webhooks_never_bring_a_poll_forward(facts: Facts) -> None:
+    pushed = next_poll(replace(facts, pushed_at=NOW), NOW).at
+    polled = next_poll(replace(facts, pushed_at=None, first=False), NOW).at
+    assert (pushed is None) is (polled is None)
+    assert pushed is None or polled is None or pushed >= polled
+
+
+def test_a_changed_value_that_a_webhook_had_time_to_bring_was_missed() -> None:
+    before = state(told(Signal.SOC, 50.0, measured_at=NOW - HOUR))
+    late = NOW - DELIVERY_TAKES - SECOND
+    assert missed_by_webhooks(before, merge(before, [told(Signal.SOC, 51.0, measured_at=late)])[0], NOW)
+    assert not missed_by_webhooks(
+        before, merge(before, [told(Signal.SOC, 51.0, measured_at=NOW - MINUTE)])[0], NOW
+    ), "its webhook may be on its way"
+    assert not missed_by_webhooks(
+        before, merge(before, [told(Signal.SOC, 50.0, measured_at=late)])[0], NOW
+    ), "webhooks are sent for what changed"
+    assert not missed_by_webhooks(
+        before, merge(before, [told(Signal.ODOMETER, 51.0, measured_at=late)])[0], NOW
+    ), "nobody has a trigger on that"
+
+
+def test_bad_news_of_a_webhook_is_looked_into_at_the_parked_pace() -> None:
+    assert asked_to_make_sure(PROFILE, None, "X:Y", NOW).at == NOW
+    assert asked_to_make_sure(PROFILE, NOW - MINUTE, "X:Y", NOW).at == NOW - MINUTE + PROFILE.parked
+    assert asked_to_make_sure(PROFILE, NOW - DAY, "X:Y", NOW).at == NOW
+
+
+def test_a_car_subscribed_just_now_is_asked_soon_but_not_under_its_floor() -> None:
+    assert subscribed_now(PROFILE, None, NOW).at == NOW + MINUTE
+    assert subscribed_now(PROFILE, NOW, NOW).at == NOW + PROFILE.floor

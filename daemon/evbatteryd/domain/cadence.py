@@ -33,6 +33,10 @@ LONGEST_WAIT = timedelta(days=31)
 """A plan's period. Whoever is told to wait longer was told wrongly: a header in milliseconds, say."""
 SILENT_CHARGE = DAY
 """A charge of which nothing was heard for so long no longer sets the pace: the car may be anywhere."""
+DELIVERY_TAKES = timedelta(minutes=5)
+"""Smartcar tries four times within 175 s, each for 15 s at most:
+https://smartcar.com/docs/integrations/webhooks/best-practices/reliability"""
+_PUSHED = (Signal.SOC, Signal.CHARGING, Signal.CHARGE_STATE, Signal.PLUGGED_IN)
 _AWAY = " (fell due while evbatteryd was away)"
 
 
@@ -75,6 +79,8 @@ class Facts:
     """A stable number in [0, 1) of this car."""
     first: bool = False
     """Whether this is the car's first outcome."""
+    pushed_at: datetime | None = None
+    """When a webhook last brought data of the car; None while webhooks do not deliver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +143,45 @@ def next_poll(facts: Facts, now: datetime) -> NextPoll:
             assert_never(never)
 
 
+def webhook_wait(profile: BrandProfile, doing: Activity) -> timedelta:
+    """How long the next webhook of a car is awaited before one poll makes sure.
+
+    Twice the brand's pace: within the time for which a value is taken for fresh.
+    """
+    return 2 * profile.interval(doing)
+
+
+def missed_by_webhooks(before: BatteryState, after: BatteryState, now: datetime) -> bool:
+    """Whether a poll brought what a webhook should have brought by ``now``: then they have fallen silent.
+
+    Webhooks are sent for values that changed, most often of the state of charge and of the charging itself;
+    ``DELIVERY_TAKES`` is what the attempts to deliver one may take.
+    """
+    for signal in _PUSHED:
+        told, known = after.signals.get(signal), before.signals.get(signal)
+        if told is None or told.measured_at is None or (known is not None and told.value == known.value):
+            continue
+        if now - told.measured_at > DELIVERY_TAKES:
+            return True
+    return False
+
+
+def asked_to_make_sure(
+    profile: BrandProfile, polled_at: datetime | None, code: str, now: datetime
+) -> NextPoll:
+    """One poll, at the brand's parked pace at most, to see whether a webhook's bad news is true."""
+    at = now if polled_at is None else max(now, polled_at + profile.interval(Activity.PARKED))
+    return NextPoll(at, f"a webhook reports {code}: asking once to make sure")
+
+
 def _after_answer(facts: Facts, now: datetime) -> NextPoll:
     profile = facts.profile
+    if facts.pushed_at is not None:
+        pause = max(webhook_wait(profile, facts.activity), _brand_pace(facts))
+        return NextPoll(
+            now + pause,
+            f"{facts.activity}; webhooks deliver, so it is polled only if none comes for {words(pause)}",
+        )
     pace = max(profile.interval(facts.activity), _brand_pace(facts))
     reason = f"{facts.activity}; {profile.name} every {words(pace)}"
     if facts.first:  # or cars that were enrolled together would be asked together for ever
@@ -225,10 +268,14 @@ def _after_failure(facts: Facts, error: SourceError, in_a_row: int, now: datetim
             return NextPoll(now + pause, f"told to wait {words(pause)} for this car")
         case RateLimited():
             return _back_off(facts, in_a_row, now, "the OEM limits calls for this car")
+        case NothingYet():
+            # A car that was just enrolled has something to tell within minutes; another one may never have.
+            soon = max(profile.floor * 4 ** min(in_a_row - 1, 6), timedelta(minutes=1))
+            pause = max(min(soon, profile.idle), profile.floor)
+            return NextPoll(now + pause, f"nothing to have of this car yet: asked again after {words(pause)}")
         case Asleep():
             pause = max(profile.idle, profile.floor)
-            why = "nothing to have of this car yet" if isinstance(error, NothingYet) else "asleep"
-            return NextPoll(now + pause, f"{why}; {profile.name} every {words(pause)}")
+            return NextPoll(now + pause, f"asleep; {profile.name} every {words(pause)}")
         case Unreachable() | SourceError():
             return _back_off(facts, in_a_row, now, f"failed {_times(in_a_row)} ({error.code})")
         case never:
@@ -256,6 +303,14 @@ def consented_anew(
     soonest = now + timedelta(seconds=5 * spread)
     at = soonest if polled_at is None else max(soonest, polled_at + profile.floor)
     return NextPoll(at, "consented anew: first reading")
+
+
+def subscribed_now(profile: BrandProfile, polled_at: datetime | None, now: datetime) -> NextPoll:
+    """A car that was just subscribed at the source has data soon; a webhook may well bring it first."""
+    at = now + timedelta(minutes=1)
+    return NextPoll(
+        at if polled_at is None else max(at, polled_at + profile.floor), "subscribed: first reading"
+    )
 
 
 def resumed(due: datetime, reason: str, profile: BrandProfile, spread: float, now: datetime) -> NextPoll:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -30,6 +31,8 @@ class Schedule:
     activity: Activity = Activity.PARKED
     calls_per_poll: int = 1
     """Requests that one poll takes (pages)."""
+    pushed_at: datetime | None = None
+    """When a webhook last brought data of it; None while webhooks do not deliver: then it is polled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Fleet:
         self.profiles = profiles
         self._cars: dict[VehicleId, Car] = {}
         self._ids: dict[str, VehicleId] = {}
+        self._former: dict[str, VehicleId] = {}
         self._refs: dict[tuple[str, str], VehicleId] = {}
 
     def __len__(self) -> int:
@@ -122,8 +126,13 @@ class Fleet:
 
     @property
     def slugs(self) -> Collection[str]:
-        """A view, not a copy."""
+        """Those in use. A view, not a copy."""
         return self._ids.keys()
+
+    @property
+    def taken_slugs(self) -> Container[str]:
+        """Those that no other car may have: in use, or used before. A view, not a copy."""
+        return ChainMap(self._ids, self._former)
 
     def put(self, car: Car) -> None:
         """Add a car, or replace what was known of it."""
@@ -132,6 +141,8 @@ class Fleet:
             del self._ids[known.slug]
         self._cars[car.id] = car
         self._ids[car.slug] = car.id
+        if car.vehicle.former_slugs:
+            self._former.update(dict.fromkeys(car.vehicle.former_slugs, car.id))
         consent = car.vehicle.consent
         self._refs[consent.application, consent.vehicle_ref] = car.id
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, Self
 
+from evbatteryd.domain.enrolment import Ending, Enrolment, EnrolmentId, Invitation, InvitationId
 from evbatteryd.domain.fleet import Car, Schedule
 from evbatteryd.domain.ledger import Bucket
 from evbatteryd.domain.profile import BrandProfile
@@ -59,6 +60,18 @@ class Source(Protocol):
 
     async def consent_stands(self, consent: Consent, ticket: Ticket) -> bool:
         """Whether this one consent is still listed: asked before a car is taken for withdrawn."""
+        ...
+
+    async def consents_of(self, user_ref: str, ticket: Ticket) -> list[Consent]:
+        """Every vehicle that this one user consents to."""
+        ...
+
+    async def revoke(self, consent: Consent, ticket: Ticket) -> None:
+        """End the consent at the source. Nothing happens if it is over already."""
+        ...
+
+    async def subscribe(self, consent: Consent, webhook_id: str, ticket: Ticket) -> None:
+        """Have the source push this vehicle's data to a webhook. Nothing happens if it does so already."""
         ...
 
 
@@ -123,6 +136,8 @@ class Polled:
     rejected: tuple[Rejected, ...] = ()
     excerpt: str | None = None
     """Redacted start of an answer that could not be read."""
+    event_id: str | None = None
+    """Of the webhook delivery that brought it; noted in the same commit."""
 
 
 class Store(Protocol):
@@ -136,13 +151,29 @@ class Store(Protocol):
         ...
 
     async def enrol(
-        self, consent: Consent, *, slug: str, name: str, brand: str, schedule: Schedule, at: datetime
+        self,
+        consent: Consent,
+        *,
+        slug: str,
+        name: str,
+        brand: str,
+        schedule: Schedule,
+        at: datetime,
+        invited: str | None = None,
     ) -> Car:
-        """A new vehicle. The id is the store's."""
+        """A new vehicle. The id is the store's; ``invited``: the name on the invitation by which it came."""
         ...
 
     async def update(self, car: Car) -> None:
-        """Consent, name, schedule and trouble as in ``car``; its state and readings stay."""
+        """Slug, name, consent, schedule and trouble as in ``car``; its state and readings stay."""
+        ...
+
+    async def erase(self, vehicle_id: VehicleId) -> None:
+        """Delete every reading and rejected value of a vehicle, and its state. What it has spent stays."""
+        ...
+
+    async def recent_events(self, since: datetime) -> list[str]:
+        """Ids of the webhook deliveries that were committed since then, oldest first."""
         ...
 
     async def record(self, polled: Polled) -> tuple[Car, Reading | None]:
@@ -199,6 +230,91 @@ class Store(Protocol):
         ...
 
 
+class EnrolmentStore(Protocol):
+    """Where consents on their way are kept. Raises StoreError and nothing else of its own.
+
+    A method that writes returns only when what it wrote is durable. Digests are SHA-256.
+    """
+
+    async def invite(
+        self, *, name: str, application: str, token: bytes, created_at: datetime, expires_at: datetime
+    ) -> Invitation:
+        """A new invitation; ``token`` is the digest of what its link holds."""
+        ...
+
+    async def invitation(self, token: bytes) -> Invitation | None:
+        """The invitation with this digest."""
+        ...
+
+    async def invitations(self, limit: int) -> list[Invitation]:
+        """The newest ones first."""
+        ...
+
+    async def revoke_invitation(self, invitation: InvitationId, at: datetime) -> Invitation | None:
+        """Nobody may use it any more; None if there is none. One that was used stays as it is."""
+        ...
+
+    async def begin(
+        self,
+        *,
+        application: str,
+        state: bytes,
+        browser: bytes | None,
+        invitation: InvitationId | None,
+        begun_at: datetime,
+        expires_at: datetime,
+    ) -> Enrolment:
+        """Somebody sets out; ``state`` is the digest of the state that comes back."""
+        ...
+
+    async def enrolment(self, state: bytes) -> Enrolment | None:
+        """The enrolment with this digest."""
+        ...
+
+    async def enrolment_by_id(self, enrolment: EnrolmentId) -> Enrolment | None: ...
+
+    async def end(
+        self, enrolment: EnrolmentId, *, ending: Ending, user_ref: str | None, at: datetime
+    ) -> Enrolment | None:
+        """Note how it ended, and a consent's invitation as used, if neither has happened yet.
+
+        All at once, so that of two answers at the same time one alone counts. None: it is too late. An
+        invitation that is no longer open at ``at`` keeps a consent from being noted.
+        """
+        ...
+
+    async def awaited(self) -> list[Enrolment]:
+        """Those that ended with a consent and whose cars have not been enrolled yet, oldest first."""
+        ...
+
+    async def arrived(self, enrolment: EnrolmentId, at: datetime) -> None:
+        """The cars of this consent are enrolled."""
+        ...
+
+    async def forget_enrolments(self, before: datetime) -> None:
+        """Delete enrolments and invitations that expired before that, and notes of deliveries as old."""
+        ...
+
+
+class CannotChange(Exception):
+    """What somebody wants of a car cannot be; the text says why and how to mend it. Nothing was changed."""
+
+
+class Steward(Protocol):
+    """What an operator may do to a car."""
+
+    async def rename(self, vehicle_id: VehicleId, *, name: str | None, slug: str | None) -> Car:
+        """Another display name, another slug, or both. Raises CannotChange."""
+        ...
+
+    async def disconnect(self, vehicle_id: VehicleId, *, erase: bool) -> Car:
+        """End the consent at the source, stop asking, clear what is published; with ``erase`` its history.
+
+        Raises CannotChange if the source did not end it: then the car is as it was.
+        """
+        ...
+
+
 class Log(Protocol):
     """Where events are told: a name, and what goes with it. structlog's bound loggers are such."""
 
@@ -219,6 +335,10 @@ class Tally(Protocol):
         ...
 
     def called(self, application: str) -> None: ...
+    def webhook(self, event: str, outcome: str) -> None:
+        """A delivery came, and this became of it."""
+        ...
+
     def rejected(self, make: str, signal: str) -> None: ...
     def budget(self, application: str, remaining: int) -> None: ...
     def bucket(self, application: str, level: float) -> None: ...

@@ -52,11 +52,23 @@ class Vehicle:
     enrolled_at: datetime
     withdrawn_at: datetime | None = None
     """When the consent was found to be gone; None while it stands."""
+    invited: str | None = None
+    """The name on the invitation by which it came, if it came by one."""
+    former_slugs: tuple[str, ...] = ()
+    """Earlier slugs, oldest first: what was published under them has to go, and nobody else may take them."""
+    subscription: str | None = None
+    """The connection that is known to be subscribed to the application's webhook, as
+    :func:`subscription_of` writes it; None: not known to be."""
 
     @property
     def spread(self) -> float:
         """A stable number in [0, 1) that keeps cars of one kind from moving in step."""
         return (self.id * 0.6180339887498949) % 1.0
+
+
+def subscription_of(webhook_id: str, connection_id: str) -> str:
+    """What :attr:`Vehicle.subscription` is once this connection is subscribed to this webhook."""
+    return f"{webhook_id} {connection_id}"
 
 
 def slug_for(words: str, taken: Container[str]) -> str:
