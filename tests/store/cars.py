@@ -38,10 +38,20 @@ def consent(number: int = 1) -> Consent:
     )
 
 
-async def enrolled(store: Store, number: int = 1) -> Car:
+async def enrolled(store: Store, number: int = 1, *, slug: str | None = None) -> Car:
     return await store.enrol(
-        consent(number), slug=f"zoe_{number}", name=f"Zoe {number}", brand="renault", schedule=DUE, at=START
+        consent(number),
+        slug=slug or f"zoe_{number}",
+        name=f"Zoe {number}",
+        brand="renault",
+        schedule=DUE,
+        at=START,
     )
+
+
+def renamed(car: Car, slug: str) -> Car:
+    former = (*car.vehicle.former_slugs, car.slug)
+    return replace(car, vehicle=replace(car.vehicle, slug=slug, former_slugs=former))
 
 
 def state(soc: float, measured: datetime | None, fetched: datetime) -> BatteryState:
@@ -66,6 +76,7 @@ def answer(
     measured: datetime | None = None,
     rejected: tuple[Rejected, ...] = (),
     excerpt: str | None = None,
+    event_id: str | None = None,
 ) -> Polled:
     """What a poll brings ``minutes`` after the start: measured then unless told, fetched a minute later."""
     then = START + minutes * MINUTE
@@ -75,7 +86,7 @@ def answer(
         state=state(soc, measured or then, fetched),
         schedule=replace(car.schedule, due=fetched + 15 * MINUTE, answered_at=fetched, outcome="new"),
     )
-    return Polled(car=after, news=news, at=fetched, rejected=rejected, excerpt=excerpt)
+    return Polled(car=after, news=news, at=fetched, rejected=rejected, excerpt=excerpt, event_id=event_id)
 
 
 async def recorded(store: Store, car: Car, minutes: float, *, soc: float = 60.0) -> Reading:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
+import signal
 import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+from evbatteryd.domain.enrolment import Ending
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.ports import Store
-from evbatteryd.store import open_store
+from evbatteryd.store import SqliteStore, open_store, sqlite
+from evbatteryd.store.codec import Row
 from tests.store.cars import MINUTE, START, all_readings, answer, enrolled, recorded, request
+from tests.store.enrolments import begun, consented, invited
 
 
 def say(**what: object) -> None:
@@ -75,6 +80,47 @@ async def fill(path: Path) -> None:
         say(seq=reading.seq, readings=len(await all_readings(store)))
 
 
+async def consent(path: Path) -> None:
+    """Guests set out, and of two answers to each the one that counts is told. Until killed."""
+    async with open_store(path) as store:
+        for number in count():
+            invitation = await invited(store, number)
+            enrolment = await begun(store, number, invitation=invitation.id)
+            answers = [
+                store.end(enrolment.id, ending=Ending.DENIED, user_ref=None, at=START),
+                consented(store, enrolment.id, user=f"user-{number}"),
+            ]
+            ended = await asyncio.gather(*(answers if number % 2 else reversed(answers)))
+            say(number=number, counted=[[one.ending, one.user_ref] for one in ended if one is not None])
+
+
+async def erase_by_half(path: Path) -> None:
+    """Erase one of two cars, and be killed in the middle of it."""
+    sqlite._SLICE = 4
+    slices = count()
+    erase_slice = SqliteStore._erase_slice
+
+    async def erase_slice_or_die(store: SqliteStore, bounds: Row) -> None:
+        if next(slices) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await erase_slice(store, bounds)
+
+    SqliteStore._erase_slice = erase_slice_or_die
+    async with open_store(path) as store:
+        car, other = await enrolled(store, 1), await enrolled(store, 2)
+        for minute in range(20):
+            await recorded(store, car, minute, soc=61.803398874989)
+            await recorded(store, other, minute)
+        await store.erase(car.id)
+
+
 if __name__ == "__main__":
-    verb = {"hold": hold, "hammer": hammer, "fill": fill}[sys.argv[1]]
+    verbs = {
+        "hold": hold,
+        "hammer": hammer,
+        "fill": fill,
+        "consent": consent,
+        "erase_by_half": erase_by_half,
+    }
+    verb = verbs[sys.argv[1]]
     asyncio.run(verb(Path(sys.argv[2])))

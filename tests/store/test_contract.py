@@ -24,6 +24,7 @@ from tests.store.cars import (
     consent,
     enrolled,
     recorded,
+    renamed,
     request,
 )
 from tests.store.conftest import Opener
@@ -54,6 +55,49 @@ async def test_a_slug_is_given_once_and_the_refusal_harms_nobody_else(store: Sto
     assert {car.slug for car in await store.cars()} == {"zoe_1", "zoe_2", "zoe_3"}
 
 
+async def test_the_name_on_the_invitation_is_kept_with_the_vehicle(opener: Opener) -> None:
+    async with opener() as store:
+        car = await store.enrol(
+            consent(), slug="zoe", name="Zoe", brand="renault", schedule=DUE, at=START, invited="Aunt Emma"
+        )
+        assert car.vehicle.invited == "Aunt Emma"
+        assert (await enrolled(store, 2)).vehicle.invited is None
+    async with opener() as store:
+        assert [one.vehicle.invited for one in await store.cars()] == ["Aunt Emma", None]
+
+
+async def test_a_vehicle_gets_another_slug_and_may_go_back_to_a_former_one(opener: Opener) -> None:
+    async with opener() as store:
+        car = await enrolled(store)
+        there = renamed(renamed(car, "emma"), "emmas_zoe")
+        await store.update(there)
+        assert await store.cars() == [there]
+        back = renamed(there, "zoe_1")
+        await store.update(back)
+    async with opener() as store:
+        assert await store.cars() == [back]
+    assert back.vehicle.former_slugs == ("zoe_1", "emma", "emmas_zoe")
+
+
+@pytest.mark.parametrize(
+    ("slug", "words"),
+    [("zoe_2", "already enrolled as 'zoe_2'"), ("once", "was once enrolled as 'once'")],
+)
+async def test_nobody_takes_a_slug_that_is_or_was_anothers(store: Store, slug: str, words: str) -> None:
+    car = await enrolled(store, 1)
+    other = renamed(renamed(await enrolled(store, 2, slug="first"), "once"), "zoe_2")
+    await store.update(other)
+    refused = await asyncio.gather(
+        store.update(renamed(replace(car, trouble=Trouble("asleep", "", "", START)), slug)),
+        enrolled(store, 3, slug=slug),
+        enrolled(store, 4),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in refused[:2]] == [StoreError] * 2
+    assert all(words in str(result) for result in refused[:2])
+    assert await store.cars() == [car, other, refused[2]]
+
+
 async def test_update_changes_consent_name_schedule_and_trouble_and_nothing_else(opener: Opener) -> None:
     async with opener() as store:
         car, reading = await store.record(answer(await enrolled(store), 1))
@@ -61,7 +105,11 @@ async def test_update_changes_consent_name_schedule_and_trouble_and_nothing_else
             car,
             vehicle=replace(
                 car.vehicle,
+                slug="emma",
+                former_slugs=("zoe_1",),
                 name="Emma's car",
+                invited="Emma",
+                subscription="webhook connection-1",
                 consent=replace(
                     consent(1), application="away", connection_id="anew", permissions=frozenset()
                 ),
@@ -73,6 +121,7 @@ async def test_update_changes_consent_name_schedule_and_trouble_and_nothing_else
                 outcome="consent_lost",
                 failures=3,
                 activity=Activity.CHARGING,
+                pushed_at=START + 2 * MINUTE,
             ),
             trouble=Trouble("consent_lost", "VEHICLE_STATE:GONE", "The owner took it back.", START),
         )
@@ -145,6 +194,65 @@ async def test_a_webhook_and_an_unknown_time_stay_what_they_are(store: Store) ->
     assert await all_readings(store) == [reading]
     assert reading is not None
     assert reading.origin is Origin.WEBHOOK
+
+
+async def test_when_a_webhook_last_delivered_is_kept_with_an_answer_and_goes_with_one(store: Store) -> None:
+    car = await enrolled(store)
+    pushed = replace(car, schedule=replace(car.schedule, pushed_at=START))
+    kept, _ = await store.record(answer(pushed, 1))
+    assert kept.schedule.pushed_at == START
+    assert await store.cars() == [kept]
+    polled, _ = await store.record(answer(replace(kept, schedule=DUE), 2))
+    assert await store.cars() == [polled]
+    assert polled.schedule.pushed_at is None
+
+
+async def test_deliveries_are_noted_once_with_what_they_brought(opener: Opener) -> None:
+    async with opener() as store:
+        car = await enrolled(store)
+        assert await store.recent_events(START) == []
+        for minute, event_id in ((5, "later"), (1, "z"), (3, "a"), (9, "z"), (4, None)):
+            await store.record(answer(car, minute, event_id=event_id))
+        stranger = replace(car, vehicle=replace(car.vehicle, id=NOBODY))
+        with pytest.raises(StoreError):
+            await store.record(answer(stranger, 4, event_id="of nobody"))
+    async with opener() as store:
+        assert await store.recent_events(START) == ["z", "a", "later"]
+        # Each was fetched a minute after it was measured.
+        assert await store.recent_events(START + 4 * MINUTE) == ["a", "later"]
+        assert await store.recent_events(START + 4 * MINUTE + MICROSECOND * 1000) == ["later"]
+
+
+async def test_erasing_takes_all_that_was_heard_of_one_vehicle_and_nothing_else(opener: Opener) -> None:
+    tale = Rejected(Signal.SOC, "255%", "above 100 %", None, START)
+    untimed = {Signal.SOC: Measurement(Signal.SOC, 1.0, None, START)}
+    async with opener() as store:
+        other, _ = await store.record(answer(await enrolled(store, 2), 1, rejected=(tale,), excerpt="<kept>"))
+        car, _ = await store.record(answer(await enrolled(store, 1), 2, rejected=(tale,), excerpt="<gone>"))
+        await store.record(Polled(car=replace(car, state=BatteryState(untimed)), news=True, at=START))
+        car, newest = await store.record(answer(car, 3))
+        await store.reserve(request(car.id))
+        readings = await all_readings(store)
+        await store.erase(car.id)
+        assert newest is not None
+        assert store.head == newest.seq
+    async with opener() as store:
+        erased = replace(car, state=BatteryState(), reading_id=None)
+        assert await store.cars() == [other, erased]
+        assert await all_readings(store) == [one for one in readings if one.vehicle_id == other.id]
+        assert (await store.rejections(car.id), await store.rejections(other.id)) == ([], [tale])
+        assert (await store.excerpt(car.id), await store.excerpt(other.id)) == (None, "<kept>")
+        assert (await store.account("home", START)).spent == {car.id: 1}
+        await store.erase(car.id)
+        again, reading = await store.record(answer(erased, 4))
+        assert reading is not None
+        assert reading.seq > newest.seq
+        assert await store.cars() == [other, again]
+
+
+async def test_erasing_a_vehicle_nobody_knows(store: Store) -> None:
+    with pytest.raises(StoreError, match="4711"):
+        await store.erase(NOBODY)
 
 
 async def test_trouble_is_kept_with_an_answer_and_goes_with_one(store: Store) -> None:

@@ -5,29 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from evbatteryd.domain.enrolment import Ending
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.store import open_store
 from tests.store.cars import START, all_readings, enrolled, recorded, request
+from tests.store.enrolments import digest
+from tests.store.processes import child
 from tests.store.wal import commits
-
-
-@contextmanager
-def child(verb: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.store.child", verb, str(path)]
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.mark.parametrize("acknowledgements", [1, 50, 1000])
@@ -63,6 +52,30 @@ async def test_what_was_acknowledged_survives_a_kill(path: Path, acknowledgement
             assert excerpts[car.id] == str(len(own) - 1)
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize("acknowledgements", [1, 200])
+async def test_how_an_enrolment_was_told_to_have_ended_survives_a_kill(
+    path: Path, acknowledgements: int
+) -> None:
+    with child("consent", path) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(acknowledgements)]
+        process.kill()
+        # The last line may have been cut off by the kill.
+        lines += [line for line in process.stdout if line.endswith("\n")]
+    async with open_store(path) as store:
+        for line in lines:
+            told = json.loads(line)
+            enrolment = await store.enrolment(digest(f"state {told['number']}"))
+            invitation = await store.invitation(digest(f"token {told['number']}"))
+            assert enrolment is not None
+            assert invitation is not None
+            assert [[enrolment.ending, enrolment.user_ref]] == told["counted"]
+            assert (invitation.used_at is not None) == (enrolment.ending is Ending.CONSENTED)
+        # One transaction: no consent without its invitation used, no invitation used without its consent.
+        used = [one for one in await store.invitations(100_000) if one.used_at is not None]
+        assert len(used) == len(await store.awaited())
 
 
 async def test_a_full_disk_is_said_and_outlived(path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.store import database, failures, open_store, sqlite
 from tests.store.cars import START, all_readings, answer, enrolled, recorded
+from tests.store.enrolments import invited
 from tests.store.wal import commits
 
 
@@ -188,7 +189,7 @@ async def test_an_unusable_place_is_said(tmp_path: Path) -> None:
 
 async def test_an_old_sqlite_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
-    with pytest.raises(StoreError, match=r"SQLite 3\.37\.0 or newer"):
+    with pytest.raises(StoreError, match=r"SQLite 3\.38\.0 or newer"):
         await attempt(path)
 
 
@@ -205,6 +206,12 @@ async def test_reading_beside_the_daemon(path: Path) -> None:
                 await reader.update(replace(car, reading_id=None))
             with pytest.raises(StoreError, match="reading only"):
                 await reader.prune(START + timedelta(days=1))
+            with pytest.raises(StoreError, match="reading only"):
+                await reader.erase(car.id)
+            invitation = await invited(store)
+            assert await reader.invitations(5) == [invitation]
+            with pytest.raises(StoreError, match="reading only"):
+                await reader.revoke_invitation(invitation.id, START)
         third = await recorded(store, car, 3)
     async with open_store(path, read_only=True) as reader:
         assert await all_readings(reader) == [first, second, third]
@@ -213,7 +220,7 @@ async def test_reading_beside_the_daemon(path: Path) -> None:
 async def test_pruning_goes_through_the_journal_in_slices(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_PRUNE_SLICE", 3)
+    monkeypatch.setattr(sqlite, "_SLICE", 3)
     async with open_store(path) as store:
         car = await enrolled(store)
         readings = [await recorded(store, car, minute) for minute in range(10)]

@@ -6,11 +6,13 @@ import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evbatteryd.domain.enrolment import Ending, Enrolment, Invitation
 from evbatteryd.domain.fleet import Car, Schedule, Trouble
 from evbatteryd.domain.ports import Polled
 from evbatteryd.domain.profile import Activity
@@ -57,6 +59,7 @@ SCHEDULES = st.builds(
     failures=COUNTS,
     activity=st.sampled_from(Activity),
     calls_per_poll=COUNTS,
+    pushed_at=st.none() | INSTANTS,
 )
 TROUBLES = st.none() | st.builds(Trouble, TEXTS, TEXTS, TEXTS, INSTANTS)
 CONSENTS = st.builds(
@@ -101,6 +104,7 @@ def whole_car(car: Car) -> Car:
             due=maybe_whole(schedule.due),
             polled_at=maybe_whole(schedule.polled_at),
             answered_at=maybe_whole(schedule.answered_at),
+            pushed_at=maybe_whole(schedule.pushed_at),
         ),
         trouble=trouble and replace(trouble, since=whole(trouble.since)),
     )
@@ -188,5 +192,99 @@ def test_a_car_comes_back_from_the_file(
                 replace(of, measured_at=maybe_whole(of.measured_at), fetched_at=whole(of.fetched_at))
                 for of in reversed(rejected)
             ]
+
+    asyncio.run(there_and_back(tmp_path_factory.mktemp("round_trip") / "evbatteryd.db"))
+
+
+VEHICLES = st.fixed_dictionaries(
+    {
+        "slug": TEXTS,
+        "name": TEXTS,
+        "invited": st.none() | TEXTS,
+        "former_slugs": st.lists(TEXTS, max_size=4).map(tuple),
+        "subscription": st.none() | TEXTS,
+        "withdrawn_at": st.none() | INSTANTS,
+        "consent": CONSENTS,
+    }
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(VEHICLES, SCHEDULES, TROUBLES, TEXTS)
+def test_a_changed_vehicle_comes_back_from_the_file(
+    tmp_path_factory: pytest.TempPathFactory,
+    fields: dict[str, Any],
+    schedule: Schedule,
+    trouble: Trouble | None,
+    invited: str,
+) -> None:
+    async def there_and_back(path: Path) -> None:
+        async with open_store(path) as store:
+            at = datetime(2026, 11, 1, tzinfo=UTC)
+            new = await store.enrol(
+                fields["consent"], slug="", name="", brand="", schedule=schedule, at=at, invited=invited
+            )
+            assert await store.cars() == [new]
+            vehicle = replace(new.vehicle, **fields)
+            await store.update(replace(new, vehicle=vehicle, schedule=schedule, trouble=trouble))
+        whole_vehicle = replace(vehicle, withdrawn_at=maybe_whole(vehicle.withdrawn_at))
+        async with open_store(path) as store:
+            changed = replace(new, vehicle=whole_vehicle, schedule=schedule, trouble=trouble)
+            assert await store.cars() == [whole_car(changed)]
+
+    asyncio.run(there_and_back(tmp_path_factory.mktemp("round_trip") / "evbatteryd.db"))
+
+
+DIGESTS = st.binary(max_size=40)
+ENDINGS = st.tuples(st.sampled_from(Ending), st.none() | TEXTS, INSTANTS)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(TEXTS, TEXTS, DIGESTS, DIGESTS, st.none() | DIGESTS, st.tuples(INSTANTS, INSTANTS), ENDINGS)
+def test_an_enrolment_comes_back_from_the_file(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    application: str,
+    token: bytes,
+    state: bytes,
+    browser: bytes | None,
+    instants: tuple[datetime, datetime],
+    how: tuple[Ending, str | None, datetime],
+) -> None:
+    ending, user_ref, ended_at = how
+    begun_at, expires_at = instants
+
+    async def there_and_back(path: Path) -> None:
+        async with open_store(path) as store:
+            invitation = await store.invite(
+                name=name, application=application, token=token, created_at=begun_at, expires_at=expires_at
+            )
+            assert invitation == Invitation(
+                id=invitation.id,
+                name=name,
+                application=application,
+                created_at=whole(begun_at),
+                expires_at=whole(expires_at),
+            )
+            begun = await store.begin(
+                application=application,
+                state=state,
+                browser=browser,
+                invitation=None,
+                begun_at=begun_at,
+                expires_at=expires_at,
+            )
+            assert begun == Enrolment(
+                id=begun.id,
+                application=application,
+                begun_at=whole(begun_at),
+                expires_at=whole(expires_at),
+                browser=browser,
+            )
+            ended = await store.end(begun.id, ending=ending, user_ref=user_ref, at=ended_at)
+            assert ended == replace(begun, ending=ending, user_ref=user_ref, ended_at=whole(ended_at))
+        async with open_store(path) as store:
+            assert await store.invitation(token) == invitation
+            assert await store.enrolment(state) == ended
 
     asyncio.run(there_and_back(tmp_path_factory.mktemp("round_trip") / "evbatteryd.db"))

@@ -18,6 +18,7 @@ from functools import lru_cache
 from sys import intern
 from typing import Any, Final
 
+from evbatteryd.domain.enrolment import Ending, Enrolment, EnrolmentId, Invitation, InvitationId
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Schedule, Trouble
 from evbatteryd.domain.profile import Activity
@@ -48,7 +49,7 @@ _SIGNALS: Final[tuple[tuple[Signal, Callable[[Any], Value]], ...]] = (
 
 STATE_WIDTH: Final = 3 + len(_SIGNALS) + 1
 """``fetched_ms, origin, measured_ms``, the signals, ``times``."""
-SCHEDULE_WIDTH: Final = 8
+SCHEDULE_WIDTH: Final = 9
 TROUBLE_WIDTH: Final = 4
 CONSENT_WIDTH: Final = 8
 
@@ -230,11 +231,12 @@ def encode_schedule(schedule: Schedule) -> Row:
         schedule.failures,
         schedule.activity.value,
         schedule.calls_per_poll,
+        maybe_to_ms(schedule.pushed_at),
     )
 
 
 def decode_schedule(row: Row) -> Schedule:
-    due, reason, polled, answered, outcome, failures, activity, calls = row
+    due, reason, polled, answered, outcome, failures, activity, calls, pushed = row
     return Schedule(
         due=maybe_from_ms(due),
         reason=reason,
@@ -244,6 +246,7 @@ def decode_schedule(row: Row) -> Schedule:
         failures=failures,
         activity=Activity(activity),
         calls_per_poll=calls,
+        pushed_at=maybe_from_ms(pushed),
     )
 
 
@@ -291,6 +294,46 @@ def decode_consent(application: str, row: Row) -> Consent:
 def _permissions(text: str) -> frozenset[str]:
     """Cached: a fleet has few different sets, and a set is larger than the rest of its vehicle."""
     return frozenset(map(intern, json.loads(text)))
+
+
+def encode_slugs(slugs: Sequence[str]) -> str | None:
+    return json.dumps(slugs) if slugs else None
+
+
+def decode_slugs(text: str | None) -> tuple[str, ...]:
+    return tuple(json.loads(text)) if text else ()
+
+
+def decode_invitation(row: Row) -> Invitation:
+    invitation_id, name, application, created, expires, used, revoked = row
+    return Invitation(
+        id=InvitationId(invitation_id),
+        name=name,
+        application=application,
+        created_at=from_ms(created),
+        expires_at=from_ms(expires),
+        used_at=maybe_from_ms(used),
+        revoked_at=maybe_from_ms(revoked),
+    )
+
+
+def decode_enrolment(row: Row) -> Enrolment:
+    enrolment_id, application, begun, expires, browser, invitation, invited, ended, ending, user, arrived = (
+        row
+    )
+    return Enrolment(
+        id=EnrolmentId(enrolment_id),
+        application=application,
+        begun_at=from_ms(begun),
+        expires_at=from_ms(expires),
+        browser=browser,
+        invitation=None if invitation is None else InvitationId(invitation),
+        invited=invited,
+        ended_at=maybe_from_ms(ended),
+        ending=None if ending is None else Ending(ending),
+        user_ref=user,
+        arrived_at=maybe_from_ms(arrived),
+    )
 
 
 def encode_rejected(rejected: Rejected) -> Row:

@@ -13,8 +13,8 @@ from evbatteryd.domain.errors import StoreError
 from evbatteryd.store import statements as sql
 
 _APPLICATION_ID: Final = int.from_bytes(b"evbd")
-_OLDEST_SQLITE: Final = (3, 37, 0)
-"""STRICT tables; RETURNING is older."""
+_OLDEST_SQLITE: Final = (3, 38, 0)
+"""JSON functions in every build; STRICT tables and RETURNING are older."""
 _BUSY_SECONDS: Final = 5.0
 """How long to wait for another program (a backup, a shell) to let go of the file."""
 _CACHE_KIB: Final = 16 * 1024
@@ -55,6 +55,8 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         migrate(connection, path)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        # What is deleted or overwritten is personal: zeros take its place, or it would stay in free space.
+        connection.execute("PRAGMA secure_delete = ON")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
     except BaseException:
         connection.close()
@@ -99,6 +101,13 @@ def head(connection: sqlite3.Connection) -> int:
     """Position of the newest reading, 0 before the first."""
     found = connection.execute(sql.HEAD).fetchone()
     return 0 if found is None else int(found[0])
+
+
+def application_key(connection: sqlite3.Connection, name: str) -> int:
+    """The key of an application, which it is given when it is first heard of."""
+    found = connection.execute(sql.APPLICATION, (name,)).fetchall()
+    [(application_id,)] = found or connection.execute(sql.NEW_APPLICATION, (name,)).fetchall()
+    return int(application_id)
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from sys import intern
-from typing import Any, Final
+from typing import Final
 
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Car, Schedule
@@ -27,13 +27,15 @@ from evbatteryd.domain.vehicle import Consent, Vehicle, VehicleId
 from evbatteryd.store import codec, database
 from evbatteryd.store import statements as sql
 from evbatteryd.store.codec import Row
+from evbatteryd.store.enrolments import Enrolments
 from evbatteryd.store.failures import explaining
 from evbatteryd.store.reader import Reader
-from evbatteryd.store.writer import Operation, T, Writer
+from evbatteryd.store.threads import Threads
+from evbatteryd.store.writer import Writer
 
 _KEPT_REJECTIONS: Final = 20
 """Rejected values of each vehicle that are kept."""
-_PRUNE_SLICE: Final = 2000
+_SLICE: Final = 2000
 """Positions of the journal that one transaction clears at most: a few milliseconds for whoever writes."""
 _LONGEST_PERIOD: Final = timedelta(days=62)
 """More than any period of a plan: a ledger that began so long before is of one that has ended."""
@@ -82,24 +84,22 @@ def _open(path: Path, opened: ExitStack, *, create: bool, read_only: bool) -> Sq
     [epoch] = reading.execute(sql.EPOCH).fetchone()
     head = database.head(reading)
     writer = None if writing is None else Writer(writing, path, head)
-    return SqliteStore(path, epoch, head, Reader(reading, path), writer)
+    return SqliteStore(epoch, Threads(path, head, Reader(reading, path), writer))
 
 
-class SqliteStore:
-    """Implements :class:`evbatteryd.domain.ports.Store`. Made by :func:`open_store`."""
+class SqliteStore(Enrolments):
+    """Implements :class:`evbatteryd.domain.ports.Store`, and by what it inherits the ``EnrolmentStore``.
 
-    def __init__(self, path: Path, epoch: str, head: int, reader: Reader, writer: Writer | None) -> None:
-        self._path = path
+    Made by :func:`open_store`.
+    """
+
+    def __init__(self, epoch: str, threads: Threads) -> None:
+        super().__init__(threads)
         self._epoch = epoch
-        self._head = head
-        self._reader = reader
-        self._writer = writer
 
     async def close(self) -> None:
         """Answer and write what is waiting. Afterwards every call raises StoreError."""
-        await self._reader.close()
-        if self._writer is not None:
-            await self._writer.close()
+        await self._threads.close()
 
     async def cars(self) -> list[Car]:
         """Every vehicle ever enrolled, with its state and schedule, by id."""
@@ -108,54 +108,77 @@ class SqliteStore:
             with _collector_paused():
                 return [self._car(row) for row in db.execute(sql.CARS)]
 
-        return await self._reader.read(query)
+        return await self._threads.read(query)
 
     async def enrol(
-        self, consent: Consent, *, slug: str, name: str, brand: str, schedule: Schedule, at: datetime
+        self,
+        consent: Consent,
+        *,
+        slug: str,
+        name: str,
+        brand: str,
+        schedule: Schedule,
+        at: datetime,
+        invited: str | None = None,
     ) -> Car:
-        """A new vehicle. Raises StoreError if the slug is taken."""
+        """A new vehicle. Raises StoreError if the slug is, or once was, that of another one."""
         consent_row, schedule_row = codec.encode_consent(consent), codec.encode_schedule(schedule)
         enrolled_ms = codec.to_ms(at)
 
         def operation(db: sqlite3.Connection) -> int:
-            row = (slug, name, brand, enrolled_ms, _application(db, consent.application), *consent_row)
-            try:
+            application_id = database.application_key(db, consent.application)
+            row = (slug, name, brand, enrolled_ms, invited, application_id, *consent_row)
+            with _taking(slug):
                 [(vehicle_id,)] = db.execute(sql.ENROL, row).fetchall()
-            except sqlite3.IntegrityError as error:
-                raise StoreError(f"a vehicle is already enrolled as {slug!r}") from error
+            _refuse_former(db, slug, vehicle_id)
             db.execute(sql.FIRST_SCHEDULE, (vehicle_id, *schedule_row))
             return int(vehicle_id)
 
         vehicle = Vehicle(
-            id=VehicleId(await self._write(operation)),
+            id=VehicleId(await self._threads.write(operation)),
             slug=slug,
             name=name,
             brand=brand,
             consent=consent,
             enrolled_at=codec.from_ms(enrolled_ms),
+            invited=invited,
         )
         return Car(vehicle=vehicle, schedule=codec.decode_schedule(schedule_row))
 
     async def update(self, car: Car) -> None:
-        """Consent, name, schedule and trouble as in ``car``; its state and readings stay."""
+        """Slug, name, consent, schedule and trouble as in ``car``; its state and readings stay.
+
+        Raises StoreError if the slug is, or once was, that of another vehicle.
+        """
         vehicle = car.vehicle
-        withdrawn_ms = codec.maybe_to_ms(vehicle.withdrawn_at)
+        vehicle_row = (
+            vehicle.slug,
+            vehicle.name,
+            codec.maybe_to_ms(vehicle.withdrawn_at),
+            vehicle.invited,
+            codec.encode_slugs(vehicle.former_slugs),
+            vehicle.subscription,
+        )
         consent_row = codec.encode_consent(vehicle.consent)
         latest_row = (*codec.encode_schedule(car.schedule), *codec.encode_trouble(car.trouble))
 
         def operation(db: sqlite3.Connection) -> None:
-            application_id = _application(db, vehicle.consent.application)
-            row = (vehicle.id, vehicle.name, withdrawn_ms, application_id, *consent_row)
-            db.execute(sql.UPDATE_VEHICLE, row)
+            application_id = database.application_key(db, vehicle.consent.application)
+            with _taking(vehicle.slug):
+                row = (vehicle.id, *vehicle_row, application_id, *consent_row)
+                changed = db.execute(sql.UPDATE_VEHICLE, row).rowcount
+            if changed:
+                _refuse_former(db, vehicle.slug, vehicle.id)
             if db.execute(sql.UPDATE_LATEST, (*latest_row, vehicle.id)).rowcount == 0:
                 raise _unknown(vehicle.id)
 
-        await self._write(operation)
+        await self._threads.write(operation)
 
     async def record(self, polled: Polled) -> tuple[Car, Reading | None]:
         """Commit an answer; return the car with its new ``reading_id``, and the reading if there was news."""
         car, vehicle_id = polled.car, polled.car.id
-        state_row = codec.encode_state(car.state, codec.to_ms(polled.at), polled.origin)
+        at_ms = codec.to_ms(polled.at)
+        state_row = codec.encode_state(car.state, at_ms, polled.origin)
         schedule_row, trouble_row = codec.encode_schedule(car.schedule), codec.encode_trouble(car.trouble)
         rejected_rows = [(vehicle_id, *codec.encode_rejected(rejected)) for rejected in polled.rejected]
 
@@ -169,9 +192,11 @@ class SqliteStore:
                 db.execute(sql.FORGET_REJECTED, (vehicle_id, _KEPT_REJECTIONS))
             if polled.excerpt is not None:
                 db.execute(sql.KEEP_EXCERPT, (vehicle_id, polled.excerpt))
+            if polled.event_id is not None:
+                db.execute(sql.NOTE_EVENT, (polled.event_id, at_ms))
             return seq, newest[0][0]
 
-        seq, newest = await self._write(operation)
+        seq, newest = await self._threads.write(operation)
         state = codec.decode_state(state_row)
         kept = replace(
             car,
@@ -197,12 +222,12 @@ class SqliteStore:
             if db.execute(sql.FALL_DUE, (due_ms, at_ms, vehicle_id)).rowcount == 0:
                 raise _unknown(vehicle_id)
 
-        await self._write(operation)
+        await self._threads.write(operation)
 
     async def keep_bucket(self, application: str, bucket: Bucket) -> None:
         """Note the application's bucket when it changed without a request."""
         row = (application, bucket.level, codec.to_ms(bucket.at))
-        await self._write(lambda db: db.execute(sql.SPEND_BUCKET, row).fetchall())
+        await self._threads.write(lambda db: db.execute(sql.SPEND_BUCKET, row).fetchall())
 
     async def account(self, application: str, window_start: datetime) -> Account:
         """What was spent in the period that starts at ``window_start``."""
@@ -218,7 +243,7 @@ class SqliteStore:
                 bucket=None if bucket is None else Bucket(bucket[0], codec.from_ms(bucket[1])),
             )
 
-        return await self._reader.read(query)
+        return await self._threads.read(query)
 
     async def correct(
         self, application: str, vehicle_id: VehicleId, window_start: datetime, calls: int
@@ -227,9 +252,9 @@ class SqliteStore:
         window_ms = codec.to_ms(window_start)
 
         def operation(db: sqlite3.Connection) -> None:
-            db.execute(sql.CORRECT, (_application(db, application), window_ms, vehicle_id, calls))
+            db.execute(sql.CORRECT, (database.application_key(db, application), window_ms, vehicle_id, calls))
 
-        await self._write(operation)
+        await self._threads.write(operation)
 
     async def after(self, seq: int, limit: int) -> list[Reading]:
         """Readings of the journal after position ``seq``, oldest first."""
@@ -237,8 +262,8 @@ class SqliteStore:
 
     async def cursor(self, sink: str) -> int:
         """How far ``sink`` has come; 0 for a new one, for which nothing untaken is pruned from then on."""
-        known = await self._value(sql.CURSOR, (sink,))
-        if known is None and self._writer is not None:
+        known = await self._threads.value(sql.CURSOR, (sink,))
+        if known is None and self._threads.writable:
             await self.delivered(sink, 0)
         return known or 0
 
@@ -248,12 +273,12 @@ class SqliteStore:
         def operation(db: sqlite3.Connection) -> None:
             db.execute(sql.DELIVERED, (sink, seq))
 
-        await self._write(operation)
+        await self._threads.write(operation)
 
     @property
     def head(self) -> int:
         """Position of the newest committed reading; opened for reading only, as it was then."""
-        return self._head if self._writer is None else self._writer.head
+        return self._threads.head
 
     async def history(
         self, vehicle_id: VehicleId, since: datetime, until: datetime, limit: int
@@ -267,14 +292,49 @@ class SqliteStore:
 
     async def rejections(self, vehicle_id: VehicleId) -> list[Rejected]:
         """The last values of this vehicle that could not be, newest first."""
-        return await self._reader.read(
+        return await self._threads.read(
             lambda db: [codec.decode_rejected(row) for row in db.execute(sql.REJECTIONS, (vehicle_id,))]
         )
 
     async def excerpt(self, vehicle_id: VehicleId) -> str | None:
         """The redacted start of this vehicle's last answer that could not be read."""
-        found: str | None = await self._value(sql.EXCERPT, (vehicle_id,))
+        found: str | None = await self._threads.value(sql.EXCERPT, (vehicle_id,))
         return found
+
+    async def recent_events(self, since: datetime) -> list[str]:
+        """Ids of the webhook deliveries that were committed since then, oldest first."""
+        since_ms = codec.to_ms(since)
+        return await self._threads.read(
+            lambda db: [event_id for (event_id,) in db.execute(sql.RECENT_EVENTS, (since_ms,))]
+        )
+
+    async def erase(self, vehicle_id: VehicleId) -> None:
+        """Delete every reading and rejected value of a vehicle, and its state. What it has spent stays.
+
+        Returns when zeros stand in their place, in the log too. Goes through the journal in slices as
+        :meth:`prune` does; if it is cut short, a second call does the rest. Raises StoreError if there is no
+        such vehicle, or, with everything deleted, if another program that reads the file keeps the log.
+        """
+        first = await self._threads.value(sql.FIRST, ())
+        start = self.head + 1 if first is None else first
+        while start + _SLICE <= self.head:
+            await self._erase_slice((start, start + _SLICE, vehicle_id))
+            start += _SLICE
+
+        def operation(db: sqlite3.Connection) -> None:
+            if db.execute(sql.ERASE_STATE, (vehicle_id,)).rowcount == 0:
+                raise _unknown(vehicle_id)
+            db.execute(sql.ERASE_REST, (start, vehicle_id))
+            db.execute(sql.ERASE_REJECTED, (vehicle_id,))
+            db.execute(sql.ERASE_EXCERPT, (vehicle_id,))
+
+        await self._threads.write(operation)
+        await self._threads.empty_log()
+
+    async def _erase_slice(self, bounds: Row) -> None:
+        """Asks the reader first: most slices hold nothing of one vehicle, and then nobody has to write."""
+        if await self._threads.value(sql.ANY_OF_VEHICLE, bounds) is not None:
+            await self._threads.write(lambda db: db.execute(sql.ERASE_OF_VEHICLE, bounds).rowcount)
 
     async def prune(self, before: datetime) -> int:
         """Delete readings fetched before that and taken by every sink; return how many.
@@ -283,33 +343,23 @@ class SqliteStore:
         than to the first slice with nothing that old. Ledgers of periods long before that go as well.
         """
         before_ms = codec.to_ms_up(before)
-        first = await self._value(sql.FIRST, ())
+        first = await self._threads.value(sql.FIRST, ())
         deleted = 0
         if first is not None:
-            for start in range(first, self.head + 1, _PRUNE_SLICE):
-                oldest = await self._value(sql.OLDEST, (start, start + _PRUNE_SLICE))
+            for start in range(first, self.head + 1, _SLICE):
+                oldest = await self._threads.value(sql.OLDEST, (start, start + _SLICE))
                 if oldest is not None and oldest >= before_ms:
                     break
-                deleted += await self._prune_slice((start, start + _PRUNE_SLICE, before_ms))
+                deleted += await self._prune_slice((start, start + _SLICE, before_ms))
         long_before = (codec.to_ms(before - _LONGEST_PERIOD),)
-        await self._write(lambda db: db.execute(sql.PRUNE_LEDGER, long_before))
+        await self._threads.write(lambda db: db.execute(sql.PRUNE_LEDGER, long_before))
         return deleted
 
     async def _prune_slice(self, bounds: Row) -> int:
         """Asks the reader first: most slices have nothing to delete, and then nobody has to write."""
-        if await self._value(sql.ANY_PRUNABLE, bounds) is None:
+        if await self._threads.value(sql.ANY_PRUNABLE, bounds) is None:
             return 0
-        return await self._write(lambda db: db.execute(sql.PRUNE, bounds).rowcount)
-
-    async def _write(self, operation: Operation[T]) -> T:
-        if self._writer is None:
-            raise StoreError(f"{self._path} was opened for reading only")
-        return await self._writer.write(operation)
-
-    async def _value(self, statement: str, arguments: Row) -> Any:
-        """The one value that ``statement`` finds, or None."""
-        found = await self._reader.read(lambda db: db.execute(statement, arguments).fetchone())
-        return None if found is None else found[0]
+        return await self._threads.write(lambda db: db.execute(sql.PRUNE, bounds).rowcount)
 
     async def _readings(self, statement: str, arguments: Row) -> list[Reading]:
         def query(db: sqlite3.Connection) -> list[Reading]:
@@ -319,7 +369,7 @@ class SqliteStore:
                 for seq, vehicle_id, *state_row in rows
             ]
 
-        return await self._reader.read(query)
+        return await self._threads.read(query)
 
     def _reading(self, seq: int, vehicle_id: int, state_row: Row, state: BatteryState) -> Reading:
         return Reading(
@@ -337,6 +387,7 @@ class SqliteStore:
     def _car(self, row: Row) -> Car:
         columns = iter(row)
         vehicle_id, slug, name, brand, enrolled_ms, withdrawn_ms = islice(columns, 6)
+        invited, former_slugs, subscription = islice(columns, 3)
         vehicle = Vehicle(
             id=VehicleId(vehicle_id),
             slug=slug,
@@ -345,6 +396,9 @@ class SqliteStore:
             consent=codec.decode_consent(next(columns), tuple(islice(columns, codec.CONSENT_WIDTH))),
             enrolled_at=codec.from_ms(enrolled_ms),
             withdrawn_at=codec.maybe_from_ms(withdrawn_ms),
+            invited=invited,
+            former_slugs=codec.decode_slugs(former_slugs),
+            subscription=subscription,
         )
         seq = next(columns)
         return Car(
@@ -372,11 +426,18 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _application(db: sqlite3.Connection, name: str) -> int:
-    """The key of an application, which it is given when it is first heard of."""
-    found = db.execute(sql.APPLICATION, (name,)).fetchall()
-    [(application_id,)] = found or db.execute(sql.NEW_APPLICATION, (name,)).fetchall()
-    return int(application_id)
+@contextmanager
+def _taking(slug: str) -> Iterator[None]:
+    """Say in words that another vehicle has this slug."""
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        raise StoreError(f"a vehicle is already enrolled as {slug!r}") from error
+
+
+def _refuse_former(db: sqlite3.Connection, slug: str, vehicle_id: int) -> None:
+    if db.execute(sql.FORMERLY, (slug, vehicle_id)).fetchone() is not None:
+        raise StoreError(f"another vehicle was once enrolled as {slug!r}")
 
 
 def _unknown(vehicle_id: VehicleId) -> StoreError:

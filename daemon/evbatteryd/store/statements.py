@@ -11,11 +11,12 @@ EPOCH: Final = "SELECT epoch FROM store"
 
 CARS: Final = """
     SELECT vehicle.id, slug, vehicle.name, brand, enrolled_ms, withdrawn_ms,
+        invited, former_slugs, subscription,
         application.name, connection_id, vehicle_ref, user_ref, make, model, year, powertrain, permissions,
         reading_seq,
         fetched_ms, origin, measured_ms, soc, range_km, capacity_kwh, charge_state, charging, plugged_in,
         charge_limit, charge_power_kw, time_to_full_s, odometer_km, times,
-        due_ms, reason, polled_ms, answered_ms, outcome, failures, activity, calls_per_poll,
+        due_ms, reason, polled_ms, answered_ms, outcome, failures, activity, calls_per_poll, pushed_ms,
         trouble_outcome, trouble_code, trouble_detail, trouble_since_ms
     FROM vehicle JOIN application ON application.id = application_id JOIN latest ON vehicle_id = vehicle.id
     ORDER BY vehicle.id"""
@@ -25,27 +26,32 @@ APPLICATION: Final = "SELECT id FROM application WHERE name = ?"
 NEW_APPLICATION: Final = "INSERT INTO application (name) VALUES (?) RETURNING id"
 
 ENROL: Final = """
-    INSERT INTO vehicle (slug, name, brand, enrolled_ms, application_id,
+    INSERT INTO vehicle (slug, name, brand, enrolled_ms, invited, application_id,
         connection_id, vehicle_ref, user_ref, make, model, year, powertrain, permissions)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"""
+
+FORMERLY: Final = """
+    SELECT 1 FROM vehicle, json_each(former_slugs)
+    WHERE former_slugs IS NOT NULL AND value = ? AND vehicle.id <> ?"""
+"""Whether a slug once was that of another vehicle than this one."""
 
 FIRST_SCHEDULE: Final = """
     INSERT INTO latest (vehicle_id,
-        due_ms, reason, polled_ms, answered_ms, outcome, failures, activity, calls_per_poll)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+        due_ms, reason, polled_ms, answered_ms, outcome, failures, activity, calls_per_poll, pushed_ms)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 UPDATE_VEHICLE: Final = """
-    UPDATE vehicle SET (name, withdrawn_ms, application_id,
+    UPDATE vehicle SET (slug, name, withdrawn_ms, invited, former_slugs, subscription, application_id,
         connection_id, vehicle_ref, user_ref, make, model, year, powertrain, permissions)
-        = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
-    WHERE id = ?1 AND (name, withdrawn_ms, application_id,
+        = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+    WHERE id = ?1 AND (slug, name, withdrawn_ms, invited, former_slugs, subscription, application_id,
         connection_id, vehicle_ref, user_ref, make, model, year, powertrain, permissions)
-        IS NOT (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"""
+        IS NOT (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"""
 """Writes nothing where nothing changed: most updates are of the schedule alone."""
 
 UPDATE_LATEST: Final = """
     UPDATE latest SET due_ms = ?, reason = ?, polled_ms = ?, answered_ms = ?, outcome = ?, failures = ?,
-        activity = ?, calls_per_poll = ?,
+        activity = ?, calls_per_poll = ?, pushed_ms = ?,
         trouble_outcome = ?, trouble_code = ?, trouble_detail = ?, trouble_since_ms = ?
     WHERE vehicle_id = ?"""
 
@@ -60,7 +66,7 @@ RECORD: Final = """
         soc = ?, range_km = ?, capacity_kwh = ?, charge_state = ?, charging = ?, plugged_in = ?,
         charge_limit = ?, charge_power_kw = ?, time_to_full_s = ?, odometer_km = ?, times = ?,
         due_ms = ?, reason = ?, polled_ms = ?, answered_ms = ?, outcome = ?, failures = ?,
-        activity = ?, calls_per_poll = ?,
+        activity = ?, calls_per_poll = ?, pushed_ms = ?,
         trouble_outcome = ?, trouble_code = ?, trouble_detail = ?, trouble_since_ms = ?,
         reading_seq = coalesce(?, reading_seq)
     WHERE vehicle_id = ? RETURNING reading_seq"""
@@ -132,6 +138,85 @@ OLDEST: Final = "SELECT min(fetched_ms) FROM reading WHERE seq >= ? AND seq < ?"
 
 PRUNE_LEDGER: Final = "DELETE FROM ledger WHERE window_ms < ?"
 
+ANY_OF_VEHICLE: Final = "SELECT 1 FROM reading WHERE seq >= ? AND seq < ? AND vehicle_id = ? LIMIT 1"
+
+ERASE_OF_VEHICLE: Final = "DELETE FROM reading WHERE seq >= ? AND seq < ? AND vehicle_id = ?"
+
+ERASE_REST: Final = "DELETE FROM reading WHERE seq >= ? AND vehicle_id = ?"
+
+ERASE_REJECTED: Final = "DELETE FROM rejected WHERE vehicle_id = ?"
+
+ERASE_EXCERPT: Final = "DELETE FROM excerpt WHERE vehicle_id = ?"
+
+ERASE_STATE: Final = """
+    UPDATE latest SET reading_seq = NULL, fetched_ms = NULL, origin = NULL, measured_ms = NULL,
+        soc = NULL, range_km = NULL, capacity_kwh = NULL, charge_state = NULL, charging = NULL,
+        plugged_in = NULL, charge_limit = NULL, charge_power_kw = NULL, time_to_full_s = NULL,
+        odometer_km = NULL, times = NULL
+    WHERE vehicle_id = ?"""
+
+EMPTY_LOG: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
+"""Its first column is 1 if it could not do all of it (https://sqlite.org/pragma.html#pragma_wal_checkpoint)."""
+
 ANY_PRUNABLE: Final = "SELECT 1 " + _PRUNABLE + " LIMIT 1"
 
 PRUNE: Final = "DELETE " + _PRUNABLE
+
+NOTE_EVENT: Final = "INSERT INTO webhook_event (event_id, at_ms) VALUES (?, ?) ON CONFLICT DO NOTHING"
+
+RECENT_EVENTS: Final = "SELECT event_id FROM webhook_event WHERE at_ms >= ? ORDER BY at_ms"
+
+FORGET_EVENTS: Final = """
+    DELETE FROM webhook_event
+    WHERE event_id IN (SELECT event_id FROM webhook_event WHERE at_ms < ? ORDER BY at_ms LIMIT ?)"""
+
+INVITE: Final = """
+    INSERT INTO invitation (token, name, application_id, created_ms, expires_ms)
+    VALUES (?, ?, ?, ?, ?) RETURNING id"""
+
+_INVITATION: Final = """
+    SELECT invitation.id, invitation.name, application.name, created_ms, expires_ms, used_ms, revoked_ms
+    FROM invitation JOIN application ON application.id = application_id """
+
+INVITATION: Final = _INVITATION + "WHERE token = ?"
+
+INVITATION_BY_ID: Final = _INVITATION + "WHERE invitation.id = ?"
+
+INVITATIONS: Final = _INVITATION + "ORDER BY invitation.id DESC LIMIT ?"
+
+REVOKE_INVITATION: Final = """
+    UPDATE invitation SET revoked_ms = ? WHERE id = ? AND used_ms IS NULL AND revoked_ms IS NULL"""
+
+USE_INVITATION: Final = """
+    UPDATE invitation SET used_ms = :at_ms
+    WHERE id = :invitation AND used_ms IS NULL AND revoked_ms IS NULL AND expires_ms > :at_ms"""
+
+BEGIN_ENROLMENT: Final = """
+    INSERT INTO enrolment (state, browser, application_id, invitation_id, begun_ms, expires_ms)
+    VALUES (?, ?, ?, ?, ?, ?) RETURNING id"""
+
+_ENROLMENT: Final = """
+    SELECT enrolment.id, application.name, begun_ms, enrolment.expires_ms, browser, invitation_id,
+        invitation.name, ended_ms, ending, user_ref, arrived_ms
+    FROM enrolment JOIN application ON application.id = enrolment.application_id
+        LEFT JOIN invitation ON invitation.id = invitation_id """
+
+ENROLMENT: Final = _ENROLMENT + "WHERE state = ?"
+
+ENROLMENT_BY_ID: Final = _ENROLMENT + "WHERE enrolment.id = ?"
+
+UNDER_WAY: Final = "SELECT invitation_id FROM enrolment WHERE id = ? AND ended_ms IS NULL"
+
+END_ENROLMENT: Final = "UPDATE enrolment SET ended_ms = ?, ending = ?, user_ref = ? WHERE id = ?"
+
+AWAITED: Final = (
+    _ENROLMENT + "WHERE ending = 'consented' AND arrived_ms IS NULL ORDER BY ended_ms, enrolment.id"
+)
+
+ARRIVED: Final = "UPDATE enrolment SET arrived_ms = ? WHERE id = ? AND arrived_ms IS NULL"
+
+FORGET_ENROLMENTS: Final = "DELETE FROM enrolment WHERE expires_ms < ?"
+
+FORGET_INVITATIONS: Final = """
+    DELETE FROM invitation WHERE expires_ms < ?
+        AND NOT EXISTS (SELECT 1 FROM enrolment WHERE invitation_id = invitation.id)"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
 from evbatteryd.domain.errors import StoreError
+from evbatteryd.store import statements as sql
 from evbatteryd.store.database import head as newest_of
 from evbatteryd.store.failures import explained
 
@@ -31,6 +32,13 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True)
+class _Emptying:
+    """Somebody wants the log empty, once everything before is committed."""
+
+    future: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
 class _Outcome:
     future: asyncio.Future[Any]
     result: Any = None
@@ -46,7 +54,7 @@ class Writer:
         self._connection = connection
         self._path = path
         self._loop = asyncio.get_running_loop()
-        self._waiting: SimpleQueue[_Job | None] = SimpleQueue()
+        self._waiting: SimpleQueue[_Job | _Emptying | None] = SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
@@ -56,11 +64,18 @@ class Writer:
 
         Cancelling the caller does not take it back. Raises StoreError if nothing of it was kept.
         """
-        if self._closed:
-            raise StoreError(f"{self._path}: the store is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._waiting.put(_Job(operation, future))
+        self._put(_Job(operation, future))
         return await future
+
+    async def empty_log(self) -> None:
+        """Fold the write-ahead log into the database and leave nothing in it.
+
+        Raises StoreError if somebody who reads an old state of the database keeps it from that.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._put(_Emptying(future))
+        await future
 
     async def close(self) -> None:
         """Write what is waiting, fold the write-ahead log into the database, close the connection."""
@@ -68,18 +83,25 @@ class Writer:
         self._waiting.put(None)
         await asyncio.to_thread(self._thread.join)
 
+    def _put(self, job: _Job | _Emptying) -> None:
+        if self._closed:
+            raise StoreError(f"{self._path}: the store is closed")
+        self._waiting.put(job)
+
     def _run(self) -> None:
         while (first := self._waiting.get()) is not None:
-            outcomes = self._commit(self._batch(first))
+            batch = self._batch(first)
+            outcomes = self._commit([job for job in batch if isinstance(job, _Job)])
+            outcomes += self._empty([job for job in batch if isinstance(job, _Emptying)])
             # The loop may be gone already: then nobody is waiting for an answer either.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(_answer, outcomes)
         # Not being able to costs nothing: the log is read again at the next start.
         with suppress(sqlite3.Error):
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._connection.execute(sql.EMPTY_LOG)
         self._connection.close()
 
-    def _batch(self, first: _Job) -> list[_Job]:
+    def _batch(self, first: _Job | _Emptying) -> list[_Job | _Emptying]:
         """``first`` and all that wait behind it."""
         batch = [first]
         while len(batch) < _LARGEST_BATCH and not self._waiting.empty():
@@ -90,7 +112,20 @@ class Writer:
             batch.append(job)
         return batch
 
+    def _empty(self, batch: list[_Emptying]) -> list[_Outcome]:
+        if not batch:
+            return []
+        try:
+            [(busy, _, _)] = self._connection.execute(sql.EMPTY_LOG).fetchall()
+            if busy:
+                raise StoreError(f"{self._path}-wal keeps what was deleted while another program reads it")
+        except (sqlite3.Error, StoreError) as error:
+            return self._failed(batch, error)
+        return [_Outcome(job.future) for job in batch]
+
     def _commit(self, batch: list[_Job]) -> list[_Outcome]:
+        if not batch:
+            return []
         try:
             self._connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
@@ -118,7 +153,7 @@ class Writer:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
 
-    def _failed(self, batch: list[_Job], error: Exception) -> list[_Outcome]:
+    def _failed(self, batch: Sequence[_Job | _Emptying], error: Exception) -> list[_Outcome]:
         return [_Outcome(job.future, error=self._told(error)) for job in batch]
 
     def _told(self, error: Exception) -> Exception:

@@ -1,0 +1,192 @@
+"""A store of an earlier schema keeps everything when it is opened."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from evbatteryd.domain.errors import StoreError
+from evbatteryd.domain.fleet import Car, Schedule, Trouble
+from evbatteryd.domain.ledger import Bucket
+from evbatteryd.domain.profile import Activity
+from evbatteryd.domain.reading import (
+    BatteryState,
+    ChargeState,
+    Measurement,
+    Origin,
+    Reading,
+    Rejected,
+    Signal,
+)
+from evbatteryd.domain.vehicle import Consent, Vehicle, VehicleId
+from evbatteryd.store import open_store
+from tests.store.cars import START, all_readings, answer, renamed
+from tests.store.enrolments import begun, invited
+
+SCHEMA_1 = (resources.files("evbatteryd.store") / "schema" / "0001_initial.sql").read_text()
+ROWS = """
+    UPDATE store SET epoch = 'feedbeef';
+    INSERT INTO application VALUES (1, 'home', 99.5, 1793520000000), (2, 'away', NULL, NULL);
+    INSERT INTO vehicle VALUES
+        (1, 'zoe', 'Emma''s Zoe', 'renault', 1, 'connection-1', 'vehicle-1', 'user-1', 'RENAULT', 'Zoe', 2021,
+            'BEV', '["read_battery"]', 1793520000000, NULL),
+        (2, 'leaf', 'Leaf', 'nissan', 2, 'connection-2', 'vehicle-2', 'user-2', 'NISSAN', NULL, NULL, NULL,
+            '[]', 1793520000000, 1793523600000);
+    INSERT INTO latest VALUES
+        (1, 2, 1793520060000, 0, 1793520000000, 61.5, 200.25, NULL, 0, 1, NULL, NULL, NULL, NULL, NULL, NULL,
+            1793520960000, 'charging', 1793520060000, 1793520060000, 'new', 0, 'charging', 2,
+            NULL, NULL, NULL, NULL),
+        (2, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+            NULL, 'consent lost', NULL, NULL, 'consent_lost', 3, 'parked', 1,
+            'consent_lost', 'GONE', 'The owner took it back.', 1793523600000);
+    INSERT INTO reading VALUES
+        (1, 1, 1793519999000, 1, 1793519990000, 60.5, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+            NULL),
+        (2, 1, 1793520060000, 0, 1793520000000, 61.5, 200.25, NULL, 0, 1, NULL, NULL, NULL, NULL, NULL, NULL);
+    INSERT INTO cursor VALUES ('mqtt', 1);
+    INSERT INTO ledger VALUES (1, 1793520000000, 0, 4), (1, 1793520000000, 1, 7);
+    INSERT INTO rejected VALUES (1, 1, 'soc', '255%', 'above 100 %', NULL, 1793520000000);
+    INSERT INTO excerpt VALUES (1, '<html>');
+    PRAGMA user_version = 1;
+"""
+MINUTE = timedelta(minutes=1)
+LATER = START + timedelta(hours=1)
+
+
+@pytest.fixture
+def old(path: Path) -> Path:
+    """A database as the first schema's program left it."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(SCHEMA_1 + ROWS)
+    return path
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def measured(signal: Signal, value: float | bool | ChargeState) -> Measurement:
+    return Measurement(signal, value, START, START + MINUTE)
+
+
+STATE = BatteryState(
+    {
+        Signal.SOC: measured(Signal.SOC, 61.5),
+        Signal.RANGE: measured(Signal.RANGE, 200.25),
+        Signal.CHARGE_STATE: measured(Signal.CHARGE_STATE, ChargeState.CHARGING),
+        Signal.CHARGING: measured(Signal.CHARGING, True),
+    }
+)
+ZOE = Car(
+    vehicle=Vehicle(
+        id=VehicleId(1),
+        slug="zoe",
+        name="Emma's Zoe",
+        brand="renault",
+        consent=Consent(
+            application="home",
+            connection_id="connection-1",
+            vehicle_ref="vehicle-1",
+            user_ref="user-1",
+            make="RENAULT",
+            model="Zoe",
+            year=2021,
+            powertrain="BEV",
+            permissions=frozenset({"read_battery"}),
+        ),
+        enrolled_at=START,
+    ),
+    schedule=Schedule(
+        due=START + 16 * MINUTE,
+        reason="charging",
+        polled_at=START + MINUTE,
+        answered_at=START + MINUTE,
+        outcome="new",
+        activity=Activity.CHARGING,
+        calls_per_poll=2,
+    ),
+    state=STATE,
+    reading_id="feedbeef-2",
+)
+LEAF = Car(
+    vehicle=Vehicle(
+        id=VehicleId(2),
+        slug="leaf",
+        name="Leaf",
+        brand="nissan",
+        consent=Consent(
+            application="away",
+            connection_id="connection-2",
+            vehicle_ref="vehicle-2",
+            user_ref="user-2",
+            make="NISSAN",
+        ),
+        enrolled_at=START,
+        withdrawn_at=LATER,
+    ),
+    schedule=Schedule(due=None, reason="consent lost", outcome="consent_lost", failures=3),
+    trouble=Trouble("consent_lost", "GONE", "The owner took it back.", LATER),
+)
+
+
+async def test_a_store_of_the_first_schema_keeps_everything(old: Path) -> None:
+    soc = Measurement(
+        Signal.SOC, 60.5, START - timedelta(seconds=10), START - timedelta(seconds=1), Origin.WEBHOOK
+    )
+    for _ in range(2):
+        async with open_store(old) as store:
+            assert await store.cars() == [ZOE, LEAF]
+            assert await all_readings(store) == [
+                Reading(
+                    seq=1,
+                    reading_id="feedbeef-1",
+                    vehicle_id=ZOE.id,
+                    state=BatteryState({Signal.SOC: soc}),
+                    fetched_at=START - timedelta(seconds=1),
+                    origin=Origin.WEBHOOK,
+                ),
+                Reading(
+                    seq=2,
+                    reading_id="feedbeef-2",
+                    vehicle_id=ZOE.id,
+                    state=STATE,
+                    fetched_at=START + MINUTE,
+                    origin=Origin.POLL,
+                ),
+            ]
+            assert (store.head, await store.cursor("mqtt")) == (2, 1)
+            account = await store.account("home", START)
+            assert (account.spent, account.overhead) == ({ZOE.id: 7}, 4)
+            assert account.bucket == Bucket(99.5, START)
+            assert await store.rejections(ZOE.id) == [
+                Rejected(Signal.SOC, "255%", "above 100 %", None, START)
+            ]
+            assert await store.excerpt(ZOE.id) == "<html>"
+
+
+async def test_it_can_do_what_is_new(old: Path) -> None:
+    async with open_store(old) as store:
+        await store.update(renamed(ZOE, "emma"))
+        with pytest.raises(StoreError, match="was once enrolled as 'zoe'"):
+            await store.update(renamed(LEAF, "zoe"))
+        await store.record(answer(LEAF, 1, event_id="event"))
+        await store.erase(ZOE.id)
+        enrolment = await begun(store, invitation=(await invited(store)).id)
+    async with open_store(old) as store:
+        assert await store.recent_events(START) == ["event"]
+        assert await store.enrolment_by_id(enrolment.id) == enrolment
+        assert [reading.vehicle_id for reading in await all_readings(store)] == [LEAF.id]
+
+
+async def test_looking_at_it_says_what_to_do_and_changes_nothing(old: Path) -> None:
+    before = content(old)
+    with pytest.raises(StoreError, match=r"older evbatteryd \(schema 1, .* start the daemon once"):
+        async with open_store(old, read_only=True):
+            pass
+    assert content(old) == before
