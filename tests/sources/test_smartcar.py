@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -18,6 +19,7 @@ from evbatteryd.domain.ports import Clock
 from evbatteryd.domain.profile import BrandProfile
 from evbatteryd.domain.reading import Signal
 from evbatteryd.domain.vehicle import Consent, Vehicle, VehicleId
+from evbatteryd.simulator import Simulator, SimulatorOptions
 from evbatteryd.sources.smartcar import (
     LARGEST_BODY,
     SmartcarOptions,
@@ -26,6 +28,7 @@ from evbatteryd.sources.smartcar import (
     open_smartcar,
 )
 from tests.fakes import START, CountingTicket, VirtualClock, until
+from tests.simulator.conftest import HandClock
 
 SECRET = "cl13nt-s3cr3t"
 PROFILE = BrandProfile(
@@ -45,6 +48,9 @@ CONSENT = Consent(application="home", connection_id="c1", vehicle_ref="v1", user
 VEHICLE = Vehicle(
     id=VehicleId(1), slug="renault", name="Renault", brand="renault", consent=CONSENT, enrolled_at=START
 )
+USER = "7b1f4a52-0c1d-4f5e-9a37-2f1d6c9e8b10"
+"""Personal: it may be sent to Smartcar, and shown nowhere."""
+OWNED = replace(CONSENT, user_ref=USER)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -58,6 +64,14 @@ def soc(value: float = 50) -> dict[str, object]:
             "body": {"value": value, "unit": "percent"},
         },
         "meta": {"oemUpdatedAt": 1767920401000},
+    }
+
+
+def connection(number: int, user: str = USER) -> dict[str, object]:
+    return {
+        "id": f"c{number}",
+        "attributes": {"vehicle": {"make": "BMW"}},
+        "relationships": {"vehicle": {"data": {"id": f"v{number}"}}, "user": {"data": {"id": user}}},
     }
 
 
@@ -117,7 +131,11 @@ async def smartcar() -> AsyncIterator[Smartcar]:
 
 @contextlib.asynccontextmanager
 async def source_at(
-    origin: str, clock: Clock, learnt: list[str] | None = None, secret: str = SECRET
+    origin: str,
+    clock: Clock,
+    learnt: list[str] | None = None,
+    secret: str = SECRET,
+    management_origin: str | None = None,
 ) -> AsyncIterator[SmartcarSource]:
     options = SmartcarOptions(
         application="home",
@@ -125,6 +143,7 @@ async def source_at(
         client_secret=secret,
         iam_origin=origin,
         vehicle_origin=origin,
+        management_origin=management_origin or origin,
     )
     async with open_http(clock) as http:
         yield open_smartcar(
@@ -492,16 +511,6 @@ async def test_a_certificate_that_nobody_vouches_for(
 async def test_consents_are_listed_once_each_over_all_pages(
     smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
 ) -> None:
-    def connection(number: int) -> dict[str, object]:
-        return {
-            "id": f"c{number}",
-            "attributes": {"vehicle": {"make": "BMW"}},
-            "relationships": {
-                "vehicle": {"data": {"id": f"v{number}"}},
-                "user": {"data": {"id": f"u{number}"}},
-            },
-        }
-
     async def paged(request: web.Request) -> web.Response:
         assert request.query["filter[vehicle.mode]"] == "live"
         number = int(request.query.get("page[number]", "1"))
@@ -550,5 +559,318 @@ def test_options_never_show_the_secret() -> None:
         client_secret=SECRET,
         iam_origin="http://a",
         vehicle_origin="http://b",
+        management_origin="http://c",
     )
     assert SECRET not in repr(options)
+
+
+# --- consents of one user, their end, and subscriptions -----------------------------------------------------
+
+
+def fails(status: int, kind: str | None = None, code: str | None = None) -> Handler:
+    async def failing(request: web.Request) -> web.Response:
+        if kind is None:
+            return web.Response(status=status, text=f"<html>no {USER}</html>", content_type="text/html")
+        error = {"status": str(status), "type": kind, "code": code, "detail": f"no user {USER}"}
+        return web.json_response({"errors": [error]}, status=status)
+
+    return failing
+
+
+async def _ended(request: web.Request) -> web.Response:
+    return web.Response(status=204)
+
+
+async def _no_http(request: web.Request) -> web.Response:
+    assert request.transport is not None
+    request.transport.write(b"this is no HTTP at all\r\n\r\n")
+    request.transport.close()
+    return web.Response()
+
+
+def everything_said(error: BaseException) -> str:
+    """What a log could hold of it: its words, its traceback with all causes, and its excerpt."""
+    return "".join(
+        [*traceback.format_exception(error), str(error), repr(error), str(getattr(error, "excerpt", ""))]
+    )
+
+
+async def test_all_pages_of_one_user_s_consents_are_read(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
+) -> None:
+    async def paged(request: web.Request) -> web.Response:
+        assert request.query["filter[userId]"] == USER
+        assert request.query["filter[vehicle.mode]"] == "live"
+        number = int(request.query.get("page[number]", "1"))
+        following = f"?page[number]={number + 1}&page[size]=100" if number < 3 else None
+        return web.json_response({"data": [connection(number), connection(1)], "links": {"next": following}})
+
+    smartcar.answer = paged
+    async with source_at(smartcar.origin, clock) as source:
+        found = await source.consents_of(USER, ticket)
+    assert [(consent.vehicle_ref, consent.user_ref) for consent in found] == [
+        (f"v{number}", USER) for number in (1, 2, 3)
+    ]
+    assert ticket.spent == 3
+
+
+async def test_a_filter_that_is_not_heeded_gives_nobody_the_cars_of_others(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
+) -> None:
+    async def everybody(request: web.Request) -> web.Response:
+        return web.json_response({"data": [connection(1, "u-other"), connection(2)], "links": {}})
+
+    smartcar.answer = everybody
+    async with source_at(smartcar.origin, clock) as source:
+        assert [consent.vehicle_ref for consent in await source.consents_of(USER, ticket)] == ["v2"]
+
+
+async def test_a_consent_is_ended_by_one_paid_request(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
+) -> None:
+    smartcar.answer = _ended
+    async with source_at(smartcar.origin, clock) as source:
+        await source.revoke(replace(OWNED, connection_id="c/1?x"), ticket)
+    (request,) = smartcar.asked
+    assert (request.method, request.raw_path) == ("DELETE", "/v3/connections/c%2F1%3Fx")
+    assert request.headers["Authorization"] == "Bearer token-1"
+    assert ticket.spent == 1
+
+
+@pytest.mark.parametrize("code", [None, "CONNECTION_NOT_FOUND"])
+async def test_a_consent_that_is_over_already_is_ended(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket, code: str | None
+) -> None:
+    smartcar.answer = fails(404, "RESOURCE_NOT_FOUND", code)
+    async with source_at(smartcar.origin, clock) as source:
+        await source.revoke(OWNED, ticket)
+    assert ticket.spent == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (fails(404), errors.Unreachable),
+        (fails(404, "RESOURCE_NOT_FOUND", "INVALID_PATH"), errors.Unreadable),
+        (fails(404, "RESOURCE_NOT_FOUND", "VERSION"), errors.Unreadable),
+        (fails(403, "PERMISSION"), errors.ConsentLost),
+        (fails(403), errors.Unreachable),
+        (fails(429, "RATE_LIMIT", "SMARTCAR_API"), errors.ApplicationRateLimited),
+        (fails(500, "SERVER", "INTERNAL"), errors.Unreachable),
+        (fails(400, "VALIDATION", "PARAMETER"), errors.Unreadable),
+        (_redirect, errors.Unreadable),
+        (_no_http, errors.Unreadable),
+        (_truncated, errors.Unreadable),
+    ],
+)
+async def test_a_consent_that_could_not_be_ended_is_not_taken_for_ended(
+    smartcar: Smartcar,
+    clock: VirtualClock,
+    ticket: CountingTicket,
+    answer: Handler,
+    kind: type[errors.SourceError],
+) -> None:
+    smartcar.answer = answer
+    async with source_at(smartcar.origin, clock) as source:
+        with pytest.raises(errors.SourceError) as told:
+            await source.revoke(OWNED, ticket)
+    assert type(told.value) is kind
+    assert USER not in everything_said(told.value)
+
+
+async def test_ending_a_consent_survives_a_dead_connection_and_pays_for_the_repetition(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
+) -> None:
+    async def closes_kept_alive(request: web.Request) -> web.Response:
+        if len(smartcar.asked) == 1:
+            return await smartcar.fine(request)
+        if len(smartcar.asked) == 2:
+            return await _reset(request)
+        return await fails(404, "RESOURCE_NOT_FOUND")(request)  # the first one had been heard
+
+    smartcar.answer = closes_kept_alive
+    async with source_at(smartcar.origin, clock) as source:
+        await source.fetch(VEHICLE, PROFILE, ticket)
+        await source.revoke(OWNED, ticket)
+    assert [request.method for request in smartcar.asked] == ["GET", "DELETE", "DELETE"]
+    assert ticket.spent == 3
+
+
+async def test_a_token_refused_to_an_ending_is_fetched_anew_once(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
+) -> None:
+    async def refuses_the_first(request: web.Request) -> web.Response:
+        first = request.headers["Authorization"] == "Bearer token-1"
+        return await (fails(401, "AUTHENTICATION", "UNAUTHORIZED") if first else _ended)(request)
+
+    smartcar.answer = refuses_the_first
+    async with source_at(smartcar.origin, clock) as source:
+        await source.revoke(OWNED, ticket)
+    assert (smartcar.tokens_given, ticket.spent) == (2, 2)
+
+
+@contextlib.asynccontextmanager
+async def management(answer: Handler) -> AsyncIterator[tuple[str, list[web.Request], list[object]]]:
+    """The other host: its origin, what it was asked, and the documents it was sent."""
+    asked: list[web.Request] = []
+    documents: list[object] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        asked.append(request)
+        documents.append(await request.json())
+        return await answer(request)
+
+    async with serve(handle) as origin:
+        yield origin, asked, documents
+
+
+def says(status: int) -> Handler:
+    async def saying(request: web.Request) -> web.Response:
+        return web.json_response({"data": {"id": "s1", "type": "subscription"}}, status=status)
+
+    return saying
+
+
+@pytest.mark.parametrize("answer", [says(202), says(200), says(201), fails(409, "VALIDATION"), fails(409)])
+async def test_a_vehicle_is_subscribed_to_the_webhook_at_the_management_host(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket, answer: Handler
+) -> None:
+    async with (
+        management(answer) as (origin, asked, documents),
+        source_at(smartcar.origin, clock, management_origin=origin) as source,
+    ):
+        await source.subscribe(OWNED, "w-1", ticket)
+    (request,) = asked
+    assert (request.method, request.path) == ("POST", "/v3/subscriptions")
+    assert request.headers["Authorization"] == "Bearer token-1"
+    assert request.content_type == "application/json"
+    assert documents == [
+        {
+            "data": {
+                "type": "subscription",
+                "attributes": {"webhookId": "w-1", "userId": USER, "vehicleId": "v1"},
+            }
+        }
+    ]
+    assert smartcar.asked == []
+    assert ticket.spent == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (
+            fails(404, "RESOURCE_NOT_FOUND"),
+            errors.PlanRefused,
+            r"check that webhook_id of \[smartcar\.home\]",
+        ),
+        (fails(403, "PERMISSION"), errors.PlanRefused, "still connected"),
+        (fails(400, "VALIDATION", "PARAMETER"), errors.PlanRefused, "webhook_id"),
+        (fails(403, "AUTHENTICATION", "ACCESS_DENIED"), errors.ApplicationRefused, "Smartcar's dashboard"),
+        (fails(404, "RESOURCE_NOT_FOUND", "INVALID_PATH"), errors.Unreadable, "address"),
+        (fails(404), errors.Unreachable, "404"),
+        (fails(403), errors.Unreachable, "403"),
+        (fails(429, "RATE_LIMIT", "SMARTCAR_API"), errors.ApplicationRateLimited, "used up"),
+        (fails(430, "BILLING", "INVALID_PLAN"), errors.BudgetSpent, "plan"),
+        (fails(503), errors.Unreachable, "503"),
+        (_reset, errors.Unreachable, "without an answer"),
+        (_no_http, errors.Unreadable, "HTTP"),
+    ],
+)
+async def test_why_a_vehicle_is_not_subscribed_is_said_in_words(
+    smartcar: Smartcar,
+    clock: VirtualClock,
+    ticket: CountingTicket,
+    answer: Handler,
+    kind: type[errors.SourceError],
+    words: str,
+) -> None:
+    async with (
+        management(answer) as (origin, asked, _),
+        source_at(smartcar.origin, clock, management_origin=origin) as source,
+    ):
+        with pytest.raises(errors.SourceError, match=words) as told:
+            await source.subscribe(OWNED, "w-1", ticket)
+    assert type(told.value) is kind
+    assert (len(asked), ticket.spent) == (1, 1)
+    assert USER not in everything_said(told.value)
+
+
+async def test_a_management_host_that_refuses_every_token_stops_no_poll(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
+) -> None:
+    async with (
+        management(fails(401, "AUTHENTICATION", "UNAUTHORIZED")) as (origin, asked, _),
+        source_at(smartcar.origin, clock, management_origin=origin) as source,
+    ):
+        with pytest.raises(errors.ApplicationRefused, match="management API"):
+            await source.subscribe(OWNED, "w-1", ticket)
+        assert (len(asked), smartcar.tokens_given, ticket.spent) == (2, 2, 2)
+        assert (await source.fetch(VEHICLE, PROFILE, ticket)).measurements
+    assert smartcar.tokens_given == 2
+
+
+@pytest.mark.parametrize("answer", [_no_http, fails(500), fails(400, "VALIDATION"), _list, _truncated])
+async def test_the_user_s_id_is_in_no_error_about_their_consents(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket, answer: Handler
+) -> None:
+    smartcar.answer = answer
+    async with source_at(smartcar.origin, clock) as source:
+        with pytest.raises(errors.SourceError) as told:
+            await source.consents_of(USER, ticket)
+    assert smartcar.asked[0].query["filter[userId]"] == USER
+    assert USER not in everything_said(told.value)
+
+
+async def test_a_wrong_address_is_not_taken_for_a_car_without_data(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
+) -> None:
+    smartcar.answer = fails(404, "RESOURCE_NOT_FOUND", "PATH")
+    async with source_at(smartcar.origin, clock) as source:
+        with pytest.raises(errors.Unreadable, match="address"):
+            await source.fetch(VEHICLE, PROFILE, ticket)
+
+
+# --- the simulator ------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def simulated(clock: Clock) -> AsyncIterator[tuple[SmartcarSource, Simulator]]:
+    simulator = Simulator(SimulatorOptions(vehicles=7, latency_scale=0, client_secret=SECRET), HandClock())
+    async with simulator.serving("127.0.0.1", 0) as origin, open_http(clock) as http:
+        options = SmartcarOptions(
+            application="home",
+            client_id=simulator.client_id,
+            client_secret=SECRET,
+            iam_origin=origin,
+            vehicle_origin=origin,
+            management_origin=origin,
+        )
+        yield open_smartcar(options, http, clock, CountingTicket, lambda token: None), simulator
+
+
+async def test_a_user_of_the_simulator_has_their_cars_and_ends_one_consent(clock: VirtualClock) -> None:
+    ticket = CountingTicket()
+    async with simulated(clock) as (source, simulator):
+        *_, shared, last = simulator.world.fleet
+        assert shared.user_id == last.user_id
+        consents = await source.consents_of(last.user_id, ticket)
+        assert [consent.vehicle_ref for consent in consents] == [shared.id, last.id]
+        await source.revoke(consents[1], ticket)
+        await source.revoke(consents[1], ticket)  # over already
+        assert (shared.stands, last.stands) == (True, False)
+        assert await source.consents_of(last.user_id, ticket) == consents[:1]
+
+
+async def test_a_car_of_the_simulator_is_subscribed_once(clock: VirtualClock) -> None:
+    ticket = CountingTicket()
+    async with simulated(clock) as (source, simulator):
+        vehicle = next(iter(simulator.world.fleet))
+        simulator.world.fleet.unsubscribe(vehicle)
+        (consent, *_) = await source.consents_of(vehicle.user_id, ticket)
+        with pytest.raises(errors.PlanRefused, match="webhook_id"):
+            await source.subscribe(consent, "w-unknown", ticket)
+        assert not vehicle.subscribed
+        for _ in range(2):
+            await source.subscribe(consent, simulator.webhook_id, ticket)
+            assert vehicle.subscribed

@@ -415,3 +415,27 @@ def test_no_list_of_connections_breaks_the_parser(resources: list[object]) -> No
         list(parse_consents(tuple(resources), "home"))
     except errors.Unreadable:
         return
+
+
+@pytest.mark.parametrize("code", SIGNALS)
+@pytest.mark.parametrize("body", ["DEEP", '{"value": DEEP}', '{"value": 7, "unit": DEEP, "activeLimit": 7}'])
+def test_what_is_nested_too_deeply_to_be_shown_is_kept_with_the_reason_all_the_same(
+    code: str, body: str
+) -> None:
+    deep = orjson.loads(body.replace("DEEP", "[" * 1000 + "]" * 1000))
+    soc = signal("tractionbattery-stateofcharge", {"value": 78, "unit": "percent"})
+    observation = observe((soc, signal(code, deep)), NOW)
+    assert {m.signal for m in observation.measurements} >= {Signal.SOC}
+    for rejected in observation.rejected:
+        assert rejected.reason
+        assert len(rejected.raw) <= 200
+
+
+@pytest.mark.parametrize("end", range(1970, 2010, 7))
+def test_no_excerpt_holds_an_id_nor_a_part_of_one(end: int) -> None:
+    user = b"7b1f4a52-0c1d-4f5e-9a37-2f1d6c9e8b10"
+    body = user + b" " * (end - 2 * len(user)) + user + b" and more"
+    with pytest.raises(errors.Unreadable) as told:
+        decode(body, "the list of connections")
+    assert "7b1f" not in told.value.excerpt
+    assert len(told.value.excerpt) <= 2000

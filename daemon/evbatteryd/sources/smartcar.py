@@ -1,5 +1,7 @@
 """Smartcar's API v3 over HTTP: one application, its token, its connections, its vehicles' signals.
 
+Users' ids are personal: they go into requests, and into nothing that is raised or logged.
+
 Pure reading of the answers is in :mod:`evbatteryd.sources.smartcar_answers`; here they are only fetched.
 """
 
@@ -16,16 +18,19 @@ from typing import Final
 from urllib.parse import parse_qsl, quote, urlsplit
 
 import aiohttp
+import orjson
 
 from evbatteryd import __version__
-from evbatteryd.domain.errors import ApplicationRefused, SourceError, Unreachable, Unreadable
+from evbatteryd.domain.errors import ApplicationRefused, PlanRefused, SourceError, Unreachable, Unreadable
 from evbatteryd.domain.ports import Clock, Ticket
 from evbatteryd.domain.profile import BrandProfile
 from evbatteryd.domain.reading import Observation
 from evbatteryd.domain.vehicle import Consent, Vehicle
 from evbatteryd.sources.smartcar_answers import (
     AccessToken,
+    Fault,
     error_for,
+    excerpt_of,
     observe,
     parse_consents,
     parse_fault,
@@ -44,6 +49,10 @@ MOST_PAGES: Final = 20
 PAGE_SIZE: Final = 100
 REFUSAL_HOLDS: Final = timedelta(seconds=30)
 """How long a failed token request answers for every car, so that they do not each repeat it."""
+_NOT_TO_BE_SUBSCRIBED: Final = frozenset({"VALIDATION", "RESOURCE_NOT_FOUND", "PERMISSION"})
+"""Errors of a subscription to a webhook, or of a vehicle, that are not the application's."""
+_UNKNOWN_ADDRESS: Final = frozenset({"PATH", "INVALID_PATH", "VERSION"})
+"""Codes of RESOURCE_NOT_FOUND that speak of the request's address, not of what was looked for there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +64,7 @@ class SmartcarOptions:
     client_secret: str = field(repr=False)
     iam_origin: str
     vehicle_origin: str
+    management_origin: str
     mode: str = "live"
 
 
@@ -90,6 +100,7 @@ class TokenKeeper:
 
     def hold_off(self, error: SourceError) -> None:
         """A new token was refused as well: nobody asks for another one for a while."""
+        self._token = None
         self._failed = (error, self._clock.now())
 
     def _holds_off(self, now: datetime) -> bool:
@@ -118,6 +129,42 @@ def _again(error: SourceError) -> SourceError:
     return type(error)(error.code, error.detail)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of any status, read to its end."""
+
+    status: int
+    body: bytes = field(repr=False)
+    retry_after: timedelta | None
+
+    @property
+    def fault(self) -> Fault | None:
+        """The error as Smartcar words it; None if it is not Smartcar that speaks."""
+        return parse_fault(self.body)
+
+    @property
+    def error(self) -> SourceError:
+        """What it means that this is not the answer that was hoped for."""
+        if 300 <= self.status < 400:
+            detail = "Smartcar answered with a redirect, which is not followed"
+            return Unreadable(f"HTTP_{self.status}", detail)
+        if self.knows_no_such_address:
+            return Unreadable(f"HTTP_{self.status}", "Smartcar does not know the address of this request")
+        error = error_for(self.fault, status=self.status, retry_after=self.retry_after)
+        if isinstance(error, Unreadable):
+            error.excerpt = excerpt_of(self.body)
+        return error
+
+    @property
+    def knows_no_such_address(self) -> bool:
+        fault = self.fault
+        return fault is not None and fault.type == "RESOURCE_NOT_FOUND" and fault.code in _UNKNOWN_ADDRESS
+
+    @property
+    def refuses_token(self) -> bool:
+        return self.status >= 400 and isinstance(self.error, ApplicationRefused)
+
+
 class SmartcarSource:
     """A :class:`~evbatteryd.domain.ports.Source`."""
 
@@ -144,15 +191,8 @@ class SmartcarSource:
         return observe(resources, self._clock.now())
 
     async def consents(self, ticket: Ticket) -> AsyncIterator[Consent]:
-        seen: set[str] = set()
-        query = {"filter[vehicle.mode]": self._options.mode}
-        async for resources in self._pages(
-            "/v3/connections", query, {}, ticket, where="the list of connections"
-        ):
-            for consent in parse_consents(resources, self._options.application):
-                if consent.vehicle_ref not in seen:
-                    seen.add(consent.vehicle_ref)
-                    yield consent
+        async for consent in self._connections({}, ticket):
+            yield consent
 
     async def consent_stands(self, consent: Consent, ticket: Ticket) -> bool:
         query = {
@@ -162,6 +202,64 @@ class SmartcarSource:
         resources = await self._collect("/v3/connections", query, {}, ticket, where="the list of connections")
         found = parse_consents(resources, self._options.application)
         return any(other.vehicle_ref == consent.vehicle_ref for other in found)
+
+    async def consents_of(self, user_ref: str, ticket: Ticket) -> list[Consent]:
+        asked = {"filter[userId]": user_ref}
+        # A filter that is not heeded must not make somebody else's cars theirs.
+        return [c async for c in self._connections(asked, ticket) if c.user_ref == user_ref]
+
+    async def revoke(self, consent: Consent, ticket: Ticket) -> None:
+        path = f"/v3/connections/{quote(consent.connection_id, safe='')}"
+        answer = await self._ask_vehicle_api("DELETE", path, ticket)
+        if 200 <= answer.status < 300:
+            return
+        fault = answer.fault
+        gone = answer.status == 404 and fault is not None and fault.type == "RESOURCE_NOT_FOUND"
+        if not gone or answer.knows_no_such_address:
+            raise answer.error
+
+    async def subscribe(self, consent: Consent, webhook_id: str, ticket: Ticket) -> None:
+        attributes = {
+            "webhookId": webhook_id,
+            "userId": consent.user_ref,
+            "vehicleId": consent.vehicle_ref,
+        }
+        url = self._options.management_origin + "/v3/subscriptions"
+        document = {"data": {"type": "subscription", "attributes": attributes}}
+        answer = await self._ask("POST", url, ticket, document=document)
+        if 200 <= answer.status < 300 or answer.status == 409:
+            return
+        raise self._why_not_subscribed(answer)
+
+    def _why_not_subscribed(self, answer: Answer) -> SourceError:
+        table, fault = f"[smartcar.{self._options.application}]", answer.fault
+        if answer.refuses_token or (fault is not None and fault.type == "AUTHENTICATION"):
+            # The vehicle API may well accept the token: no reason to hold off every poll.
+            return ApplicationRefused(
+                "MANAGEMENT_REFUSED",
+                f"Smartcar's management API does not accept the access token of {table}:"
+                " subscribe the cars to the webhook in Smartcar's dashboard",
+            )
+        if fault is None or fault.type not in _NOT_TO_BE_SUBSCRIBED or answer.knows_no_such_address:
+            return answer.error
+        return PlanRefused(
+            fault.name,
+            f"Smartcar does not know the webhook, or not this car together with it: check that webhook_id"
+            f" of {table} is the id of a webhook of this application in Smartcar's dashboard,"
+            " and that the car is still connected there",
+        )
+
+    async def _connections(self, asked: Mapping[str, str], ticket: Ticket) -> AsyncIterator[Consent]:
+        """Those of the application's mode, each vehicle once, page by page."""
+        seen: set[str] = set()
+        query = {"filter[vehicle.mode]": self._options.mode, **asked}
+        async for resources in self._pages(
+            "/v3/connections", query, {}, ticket, where="the list of connections"
+        ):
+            for consent in parse_consents(resources, self._options.application):
+                if consent.vehicle_ref not in seen:
+                    seen.add(consent.vehicle_ref)
+                    yield consent
 
     async def _collect(
         self, path: str, query: Mapping[str, str], headers: Mapping[str, str], ticket: Ticket, *, where: str
@@ -198,37 +296,63 @@ class SmartcarSource:
     async def _get(
         self, path: str, query: Mapping[str, str], headers: Mapping[str, str], ticket: Ticket
     ) -> bytes:
-        """The body of a 200. Asks once more, with a new token, if the token is refused."""
+        """The body of a 200."""
+        answer = await self._ask_vehicle_api("GET", path, ticket, query=query, headers=headers)
+        if answer.status != 200:
+            raise answer.error
+        return answer.body
+
+    async def _ask_vehicle_api(
+        self,
+        method: str,
+        path: str,
+        ticket: Ticket,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        url = self._options.vehicle_origin + path
+        answer = await self._ask(method, url, ticket, query=query, headers=headers)
+        if answer.refuses_token:
+            self._tokens.hold_off(answer.error)
+            raise answer.error
+        return answer
+
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        ticket: Ticket,
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        document: Mapping[str, object] | None = None,
+    ) -> Answer:
+        """The answer to a request that bears our token. Asks once more, with a new one, if it is refused."""
+        sent = dict(headers or {})
+        if document is not None:
+            sent["Content-Type"] = "application/json"
         for last in (False, True):
             token = await self._tokens.current()
             await ticket.spend()
-            status, body, retry_after = await self._request(
-                "GET",
-                self._options.vehicle_origin + path,
+            answer = await self._request(
+                method,
+                url,
                 ticket,
                 params=query,
-                headers={**headers, "Authorization": f"Bearer {token.value}"},
+                data=None if document is None else orjson.dumps(document),
+                headers={**sent, "Authorization": f"Bearer {token.value}"},
             )
-            if status == 200:
-                return body
-            if 300 <= status < 400:
-                raise Unreadable(f"HTTP_{status}", "Smartcar answered with a redirect, which is not followed")
-            error = error_for(parse_fault(body), status=status, retry_after=retry_after)
-            if isinstance(error, Unreadable):
-                error.excerpt = body[:2000].decode("utf-8", "replace")
-            if not isinstance(error, ApplicationRefused):
-                raise error
+            if last or not answer.refuses_token:
+                return answer
             self._tokens.refused(token)
-            if last:
-                self._tokens.hold_off(error)
-                raise error
         raise AssertionError("unreachable")
 
     async def _ask_token(self) -> AccessToken:
         ticket = self._overhead()
         await ticket.spend()
         asked_at = self._clock.now()
-        status, body, _ = await self._request(
+        answer = await self._request(
             "POST",
             self._options.iam_origin + "/oauth2/token",
             ticket,
@@ -238,14 +362,14 @@ class SmartcarSource:
                 "client_secret": self._options.client_secret,
             },
         )
-        if status in (400, 401, 403):
+        if answer.status in (400, 401, 403):
             raise ApplicationRefused(
                 "INVALID_CLIENT",
                 f"Smartcar refuses the client id or secret of application {self._options.application!r}",
             )
-        if status != 200:
-            raise Unreachable(f"TOKEN_HTTP_{status}", f"the token endpoint answered {status}")
-        token = parse_token(body, asked_at)
+        if answer.status != 200:
+            raise Unreachable(f"TOKEN_HTTP_{answer.status}", f"the token endpoint answered {answer.status}")
+        token = parse_token(answer.body, asked_at)
         self._learnt_secret(token.value)
         return token
 
@@ -256,10 +380,10 @@ class SmartcarSource:
         ticket: Ticket,
         *,
         params: Mapping[str, str] | None = None,
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | bytes | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> tuple[int, bytes, timedelta | None]:
-        """Status, bounded body, retry-after. Translates every failure of the way into a SourceError."""
+    ) -> Answer:
+        """Sends it. Translates every failure of the way into a SourceError."""
         try:
             async with self._session.request(
                 method,
@@ -271,9 +395,10 @@ class SmartcarSource:
                 trace_request_ctx=_Sending(ticket),
             ) as response:
                 body = await _bounded(response)
-                return response.status, body, parse_retry_after(response.headers.get("retry-after"))
-        except TimeoutError as error:
-            raise Unreachable("TIMEOUT", "no answer in time") from error
+                return Answer(response.status, body, parse_retry_after(response.headers.get("retry-after")))
+        # Some of these hold the address of the request, and it the id of a user: those are not chained.
+        except TimeoutError:
+            raise Unreachable("TIMEOUT", "no answer in time") from None
         except aiohttp.ClientSSLError as error:
             raise Unreachable("TLS", "the TLS certificate or handshake was not accepted") from error
         except aiohttp.ClientConnectorError as error:
@@ -282,10 +407,10 @@ class SmartcarSource:
             raise Unreadable("TRUNCATED", "the answer broke off") from error
         except aiohttp.ServerDisconnectedError as error:
             raise Unreachable("DISCONNECTED", "the connection was closed without an answer") from error
-        except aiohttp.ClientResponseError as error:
-            raise Unreadable("NOT_HTTP", "the answer was no valid HTTP") from error
+        except aiohttp.ClientResponseError:
+            raise Unreadable("NOT_HTTP", "the answer was no valid HTTP") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable("NETWORK", f"the request failed ({type(error).__name__})") from error
+            raise Unreachable("NETWORK", f"the request failed ({type(error).__name__})") from None
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:

@@ -8,6 +8,7 @@ leniency would invent a value: an unknown unit is kept out of the reading and ke
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -118,7 +119,7 @@ def _quantity(body: Json, units: Mapping[str, float], default: str, key: str = "
         return number * units[default]
     factor = units.get(unit.strip().lower()) if isinstance(unit, str) else None
     if factor is None:
-        raise _Unfit(f"unknown unit {str(unit)[:40]!r}")
+        raise _Unfit(f"unknown unit {_shown(unit)[:40]}")
     return number * factor
 
 
@@ -134,10 +135,10 @@ _RANGE_TRUST: Final = {"ESTIMATED": 0, "DEFAULT": 1, None: 1, "IDEAL_CONDITIONS"
 
 def _range(body: Json) -> float | None:
     """The best of what is offered: estimated, the OEM's default, ideal conditions, rated."""
-    offers = [(_RANGE_TRUST.get(_word(body.get("type")), 4), body)]
+    offers = [(_RANGE_TRUST.get(word(body.get("type")), 4), body)]
     more = body.get("additionalValues")
     offers.extend(
-        (_RANGE_TRUST.get(_word(other.get("type")), 4), {"unit": body.get("unit"), **other})
+        (_RANGE_TRUST.get(word(other.get("type")), 4), {"unit": body.get("unit"), **other})
         for other in (more if isinstance(more, list) else ())
         if isinstance(other, dict)
     )
@@ -147,8 +148,17 @@ def _range(body: Json) -> float | None:
     return None
 
 
-def _word(raw: object) -> str | None:
+def word(raw: object) -> str | None:
+    """A word of Smartcar's, in upper case; None if it is no text."""
     return raw.upper() if isinstance(raw, str) else None
+
+
+def _shown(raw: object) -> str:
+    """What came, for whoever looks; an answer may be nested deeper than Python can print."""
+    try:
+        return repr(raw)[:200]
+    except RecursionError:
+        return "(nested too deeply)"
 
 
 def _capacity(body: Json) -> float | None:
@@ -161,8 +171,8 @@ def _charge_state(body: Json) -> ChargeState | None:
     if value is None:
         return None
     try:
-        return ChargeState(str(value).lower())
-    except ValueError:
+        return ChargeState(value.lower())
+    except (AttributeError, ValueError):
         raise _Unfit("unknown charging status") from None
 
 
@@ -175,7 +185,7 @@ def _charge_limit(body: Json) -> float | None:
         return _quantity({**body, "value": active}, _PERCENT, "percent")
     limits = body.get("values")
     for limit in limits if isinstance(limits, list) else ():
-        if isinstance(limit, dict) and _word(limit.get("type")) == "GLOBAL":
+        if isinstance(limit, dict) and word(limit.get("type")) == "GLOBAL":
             return _quantity({"unit": body.get("unit"), "value": limit.get("limit")}, _PERCENT, "percent")
     return None
 
@@ -214,9 +224,9 @@ def decode(body: bytes, where: str) -> Json:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
         kind = "HTML" if body.lstrip()[:1] == b"<" else "no valid JSON"
-        raise Unreadable("NOT_JSON", f"{where} answered {kind}", excerpt=_excerpt(body)) from None
+        raise Unreadable("NOT_JSON", f"{where} answered {kind}", excerpt=excerpt_of(body)) from None
     if not isinstance(found, dict):
-        raise Unreadable("WRONG_SHAPE", f"{where} answered JSON of another shape", excerpt=_excerpt(body))
+        raise Unreadable("WRONG_SHAPE", f"{where} answered JSON of another shape", excerpt=excerpt_of(body))
     return found
 
 
@@ -225,17 +235,22 @@ def parse_page(body: bytes, where: str) -> Page:
     found = decode(body, where)
     data = found.get("data")
     if not isinstance(data, list):
-        raise Unreadable("WRONG_SHAPE", f"{where} answered without a list of data", excerpt=_excerpt(body))
+        raise Unreadable("WRONG_SHAPE", f"{where} answered without a list of data", excerpt=excerpt_of(body))
     links = found.get("links")
     following = links.get("next") if isinstance(links, dict) else None
     return Page(tuple(data), following if isinstance(following, str) and following else None)
 
 
-def _excerpt(body: bytes) -> str:
-    return body[:2000].decode("utf-8", "replace")
+_UUID: Final = re.compile(rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
-def _dig(raw: object, *keys: str) -> Any:
+def excerpt_of(body: bytes) -> str:
+    """The beginning of an answer that cannot be read, without ids: those of users are personal."""
+    return _UUID.sub(b"(id)", body)[:2000].decode("utf-8", "replace")
+
+
+def dig(raw: object, *keys: str) -> Any:
+    """What lies below these keys; None as soon as one of them is missing."""
     for key in keys:
         if not isinstance(raw, dict):
             return None
@@ -254,17 +269,17 @@ def observe(resources: tuple[Any, ...], fetched_at: datetime, origin: Origin = O
     problems: list[SignalProblem] = []
     errors: dict[Signal, SourceError] = {}
     for resource in resources:
-        code = _dig(resource, "attributes", "code") or _dig(resource, "code") or _dig(resource, "id")
+        code = dig(resource, "attributes", "code") or dig(resource, "code") or dig(resource, "id")
         known = SIGNALS.get(code.lower()) if isinstance(code, str) else None
         if known is None:
             continue
         signal, parse = known
-        attributes = _dig(resource, "attributes")
+        attributes = dig(resource, "attributes")
         attributes = attributes if isinstance(attributes, dict) else resource
-        status = _word(_dig(attributes, "status", "value") or _dig(attributes, "status"))
+        status = word(dig(attributes, "status", "value") or dig(attributes, "status"))
         if status == "ERROR":
-            problem = _dig(attributes, "status", "error")
-            errors[signal] = error_for(_fault(problem), status=None)
+            problem = dig(attributes, "status", "error")
+            errors[signal] = error_for(fault_of(problem), status=None)
             problems.append(
                 SignalProblem(signal, errors[signal].code, isinstance(errors[signal], NotCapable))
             )
@@ -272,11 +287,11 @@ def observe(resources: tuple[Any, ...], fetched_at: datetime, origin: Origin = O
         body = attributes.get("body")
         if status == "UNAVAILABLE" or body is None:
             continue
-        measured_at = parse_instant(_dig(resource, "meta", "oemUpdatedAt"))
+        measured_at = parse_instant(dig(resource, "meta", "oemUpdatedAt"))
         try:
             value = parse(body) if isinstance(body, dict) else _refuse("the body is no object")
         except _Unfit as unfit:
-            rejected.append(Rejected(signal, repr(body)[:200], str(unfit), measured_at, fetched_at))
+            rejected.append(Rejected(signal, _shown(body), str(unfit), measured_at, fetched_at))
             continue
         if value is not None:
             measurements.append(Measurement(signal, value, measured_at, fetched_at, origin))
@@ -321,13 +336,14 @@ class Fault:
         return f"{self.type}:{self.code}" if self.code else self.type
 
 
-def _fault(raw: object) -> Fault | None:
-    kind, code = _word(_dig(raw, "type")), _word(_dig(raw, "code"))
+def fault_of(raw: object) -> Fault | None:
+    """An error object of any version; None if it is none."""
+    kind, code = word(dig(raw, "type")), word(dig(raw, "code"))
     if kind is None:
         return None
     # v3 gives an object; older answers a bare string or null.
-    resolution = _dig(raw, "resolution", "type") or _dig(raw, "resolution")
-    return Fault(kind[:48], code[:48] if code else None, _word(resolution))
+    resolution = dig(raw, "resolution", "type") or dig(raw, "resolution")
+    return Fault(kind[:48], code[:48] if code else None, word(resolution))
 
 
 def parse_fault(body: bytes) -> Fault | None:
@@ -336,10 +352,10 @@ def parse_fault(body: bytes) -> Fault | None:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
-    errors = _dig(found, "errors")
+    errors = dig(found, "errors")
     if isinstance(errors, list) and errors:
-        return _fault(errors[0])
-    return _fault(found)
+        return fault_of(errors[0])
+    return fault_of(found)
 
 
 def parse_retry_after(raw: str | None) -> timedelta | None:
@@ -458,11 +474,11 @@ def parse_token(body: bytes, asked_at: datetime) -> AccessToken:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
         found = None
-    value = _dig(found, "access_token")
+    value = dig(found, "access_token")
     if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable():
         raise Unreadable("NO_TOKEN", "the token endpoint answered without an access token")
     try:
-        seconds = _number(_dig(found, "expires_in"))
+        seconds = _number(dig(found, "expires_in"))
     except _Unfit:
         seconds = None
     lifetime = timedelta(seconds=min(max(seconds if seconds is not None else 3600.0, 1.0), 86400.0))
@@ -475,15 +491,15 @@ def parse_consents(resources: tuple[Any, ...], application: str) -> Iterator[Con
     A list that is not understood as a whole must never make a car look withdrawn.
     """
     for resource in resources:
-        attributes = _dig(resource, "attributes")
-        vehicle = _dig(attributes, "vehicle")
-        connection = _dig(resource, "id")
-        vehicle_ref = _dig(resource, "relationships", "vehicle", "data", "id") or _dig(vehicle, "id")
-        user = _dig(resource, "relationships", "user", "data", "id") or _dig(attributes, "user", "id")
+        attributes = dig(resource, "attributes")
+        vehicle = dig(attributes, "vehicle")
+        connection = dig(resource, "id")
+        vehicle_ref = dig(resource, "relationships", "vehicle", "data", "id") or dig(vehicle, "id")
+        user = dig(resource, "relationships", "user", "data", "id") or dig(attributes, "user", "id")
         if not all(isinstance(ref, str) and ref for ref in (connection, vehicle_ref, user)):
             raise Unreadable("WRONG_SHAPE", "the list of connections holds one that names no vehicle or user")
-        make, model, year = (_dig(vehicle, key) for key in ("make", "model", "year"))
-        powertrain, granted = _dig(vehicle, "powertrainType"), _dig(attributes, "permissions")
+        make, model, year = (dig(vehicle, key) for key in ("make", "model", "year"))
+        powertrain, granted = dig(vehicle, "powertrainType"), dig(attributes, "permissions")
         permissions = granted if isinstance(granted, list) else ()
         yield Consent(
             application=application,
