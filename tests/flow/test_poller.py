@@ -119,7 +119,6 @@ async def test_what_cannot_be_is_kept_out_and_kept_with_its_reason(tmp_path: Pat
             timedelta(minutes=42),
         ),
         (errors.Asleep("VEHICLE_STATE:ASLEEP", "asleep"), RENAULT.idle),
-        (errors.NothingYet("RESOURCE_NOT_FOUND", "nothing"), RENAULT.idle),
         (errors.OwnerMustAct("CONNECTED_SERVICES_ACCOUNT:SUBSCRIPTION", "pay"), timedelta(days=1)),
     ],
 )

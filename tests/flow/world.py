@@ -84,6 +84,10 @@ class ToldSource:
         self.consent_list: list[Consent] = []
         self.unlisted: set[str] = set()
         self.list_error: SourceError | None = None
+        self.revoked: list[str] = []
+        self.revoke_error: SourceError | None = None
+        self.subscribed: list[tuple[str, str]] = []
+        self.subscribe_errors: dict[str, SourceError] = {}
         self.soc = 50.0
 
     async def parked(self, vehicle: Vehicle) -> Observation:
@@ -122,6 +126,24 @@ class ToldSource:
         await ticket.spend()
         return any(listed.vehicle_ref == consent.vehicle_ref for listed in self.consent_list)
 
+    async def consents_of(self, user_ref: str, ticket: Ticket) -> list[Consent]:
+        await ticket.spend()
+        if self.list_error is not None:
+            raise self.list_error
+        return [listed for listed in self.consent_list if listed.user_ref == user_ref]
+
+    async def revoke(self, consent: Consent, ticket: Ticket) -> None:
+        await ticket.spend()
+        if self.revoke_error is not None:
+            raise self.revoke_error
+        self.revoked.append(consent.connection_id)
+
+    async def subscribe(self, consent: Consent, webhook_id: str, ticket: Ticket) -> None:
+        await ticket.spend()
+        if error := self.subscribe_errors.get(consent.vehicle_ref):
+            raise error
+        self.subscribed.append((consent.vehicle_ref, webhook_id))
+
 
 def _extras(error: SourceError) -> dict[str, object]:
     return {} if error.retry_after is None else {"retry_after": error.retry_after}
@@ -152,6 +174,7 @@ class World:
         log = structlog.wrap_logger(
             None, processors=[self._keep], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
+        self.log = log
         self.store, self.clock = FlakyStore(store), clock
         store = self.store
         self.bugs: list[BaseException] = []

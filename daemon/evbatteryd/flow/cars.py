@@ -17,12 +17,13 @@ from evbatteryd.domain.cadence import Answered, Facts, first_poll, next_poll, re
 from evbatteryd.domain.errors import BudgetSpent, StoreError
 from evbatteryd.domain.fleet import Car, Fleet, Schedule
 from evbatteryd.domain.ledger import Share
-from evbatteryd.domain.ports import Clock, Log, Polled, Store
-from evbatteryd.domain.reading import Reading
-from evbatteryd.domain.vehicle import Consent, VehicleId, slug_for
+from evbatteryd.domain.ports import CannotChange, Clock, Log, Polled, Store
+from evbatteryd.domain.reading import BatteryState, Reading
+from evbatteryd.domain.vehicle import RESERVED_SLUGS, SLUG, Consent, VehicleId, slug_for
 from evbatteryd.flow.timer import SLICE, CohortTimer
 
 STORE_PAUSE = timedelta(seconds=5)
+LONGEST_NAME = 80
 LONGEST_LOOK_BACK = timedelta(days=1)
 _AT_PACE = frozenset({"new", "unchanged", BudgetSpent.outcome})
 """Outcomes after which a car waits for its brand's pace or its plan, and for nothing of its own."""
@@ -111,6 +112,7 @@ class Cars:
                 share=share,
                 calls_per_poll=schedule.calls_per_poll,
                 spread=car.vehicle.spread,
+                pushed_at=schedule.pushed_at,
             )
             spent = schedule.outcome == BudgetSpent.outcome
             decided_at = schedule.polled_at if spent else schedule.answered_at
@@ -120,8 +122,8 @@ class Cars:
                 self.fleet.put(replace(car, schedule=replace(schedule, due=again.at, reason=again.reason)))
                 self._arm(self.fleet[car.id])
 
-    async def enrol(self, consent: Consent) -> Car:
-        """A new vehicle, asked within seconds."""
+    async def enrol(self, consent: Consent, invited: str | None = None) -> Car:
+        """A new vehicle, asked within seconds. ``invited``: the name on the invitation it came by."""
         brand = self.brand_of(consent.make)
         badge = consent.make.title() if brand == UNKNOWN else self.fleet.profiles[brand].name
         name = _name(badge, consent.model)
@@ -131,9 +133,10 @@ class Cars:
             car = await self.kept(
                 lambda: self._store.enrol(
                     consent,
-                    slug=slug_for(name, self.fleet.slugs),
+                    slug=slug_for(name, self.fleet.taken_slugs),
                     name=name,
                     brand=brand,
+                    invited=invited,
                     schedule=Schedule(due=first.at, reason=first.reason),
                     at=now,
                 )
@@ -150,6 +153,37 @@ class Cars:
                 await self.kept(lambda: self._store.update(after))
                 self._took(after, None)
             return after
+
+    async def rename(self, vehicle_id: VehicleId, *, name: str | None, slug: str | None) -> Car:
+        """Another name, another slug, or both. Raises CannotChange."""
+
+        def renamed(car: Car) -> Car:
+            vehicle = car.vehicle
+            if slug is not None and slug != vehicle.slug:
+                known = (self.fleet.by_slug(slug), slug in vehicle.former_slugs)
+                if known[0] is not None or (slug in self.fleet.taken_slugs and not known[1]):
+                    raise CannotChange(f"{slug!r} is, or was, another car's: choose another one.")
+                former = (*(old for old in vehicle.former_slugs if old != slug), vehicle.slug)
+                vehicle = replace(vehicle, slug=slug, former_slugs=former)
+            return replace(car, vehicle=replace(vehicle, name=vehicle.name if name is None else name))
+
+        if name is not None:
+            name = checked_name(name)
+        if slug is not None:
+            checked_slug(slug)
+        async with self._enrolling:
+            return await self.change(vehicle_id, renamed)
+
+    async def erase(self, vehicle_id: VehicleId) -> Car:
+        """Forget every reading of a car that is asked no more. What it has spent stays."""
+        async with self._alone(vehicle_id):
+            car = self.fleet[vehicle_id]
+            await self.kept(lambda: self._store.erase(vehicle_id))
+            schedule = replace(car.schedule, outcome="", answered_at=None, pushed_at=None)
+            erased = replace(car, schedule=schedule, state=BatteryState(), trouble=None, reading_id=None)
+            await self.kept(lambda: self._store.update(erased))
+            self._took(erased, None)
+            return erased
 
     async def record(self, vehicle_id: VehicleId, decide: Callable[[Car], Polled | None]) -> Car:
         """Commit an answer. Held in memory and offered again for as long as the store cannot take it."""
@@ -209,6 +243,25 @@ class Cars:
                 del self._guards[vehicle_id]
             else:
                 self._guards[vehicle_id] = (lock, users - 1)
+
+
+def checked_name(name: str) -> str:
+    """A display name, its blanks tidied up. Raises CannotChange."""
+    name = " ".join(name.split())
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise CannotChange(f"A name has 1 to {LONGEST_NAME} characters that can be seen.")
+    return name
+
+
+def checked_slug(slug: str) -> None:
+    """Raises CannotChange."""
+    if not SLUG.fullmatch(slug):
+        raise CannotChange(
+            "A slug has 1 to 64 lower-case letters, digits and underscores, and an underscore is neither "
+            "its first nor its last character."
+        )
+    if slug in RESERVED_SLUGS:
+        raise CannotChange(f"{slug!r} is a topic of evbatteryd itself: choose another one.")
 
 
 def _name(badge: str, model: str | None) -> str:

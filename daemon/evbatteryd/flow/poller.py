@@ -15,6 +15,7 @@ from evbatteryd.domain.cadence import (
     Outcome,
     activity,
     consented_anew,
+    missed_by_webhooks,
     next_poll,
     words,
 )
@@ -41,6 +42,12 @@ from evbatteryd.flow.waiting import Kind, WaitingRoom
 APPLICATION_PAUSE = timedelta(minutes=1)
 """How long an application waits that is rate limited without being told for how long."""
 _OF_THE_APPLICATION = frozenset({ApplicationRefused.outcome, ApplicationRateLimited.outcome})
+SILENCE_SAID_AGAIN = timedelta(days=1)
+SILENT = (
+    "it is polled instead. See the webhook at https://dashboard.smartcar.com: is it enabled, can its address "
+    "be reached, has it triggers on state of charge and charging?"
+)
+"""What to mend when webhooks miss what polls find."""
 STORE_PAUSE = timedelta(seconds=30)
 """When a car is tried again for which no call could be noted down."""
 
@@ -92,6 +99,7 @@ class Poller:
         self._refused: set[str] = set()
         self._brands: Counter[str] = Counter()
         self._freed = asyncio.Event()
+        self._silent_since: dict[str, datetime] = {}
         self._said: dict[VehicleId, frozenset[tuple[Signal, str]]] = {}
 
     def due(self, vehicle_id: VehicleId) -> None:
@@ -237,6 +245,8 @@ class Poller:
         label = answer.outcome if isinstance(answer, SourceError) else settled.schedule.outcome
         self._tally.polled(car.vehicle.consent.make, label, now - began)
         self._report(car, settled)
+        if car.schedule.pushed_at is not None and settled.schedule.pushed_at is None:
+            self._report_silence(settled)
         if isinstance(answer, Observation):
             self._report_signals(settled, answer, polled.rejected)
 
@@ -298,6 +308,8 @@ class Poller:
                 calls_per_poll=max(calls, 1),
                 activity=activity(car.state, state, profile, now),
             )
+            if missed_by_webhooks(car.state, state, now):
+                schedule = replace(schedule, pushed_at=None)
         decision = next_poll(
             Facts(
                 profile=profile,
@@ -307,6 +319,7 @@ class Poller:
                 calls_per_poll=schedule.calls_per_poll,
                 spread=car.vehicle.spread,
                 first=not car.schedule.outcome,
+                pushed_at=schedule.pushed_at,
             ),
             now,
         )
@@ -351,6 +364,14 @@ class Poller:
             log.info("poll.recovered", after=was.outcome, lasted=words(self._clock.now() - was.since))
         elif after.reading_id is not None and before.reading_id is None:
             log.info("vehicle.first_reading", soc=after.state.soc_percent, next=after.schedule.reason)
+
+    def _report_silence(self, car: Car) -> None:
+        """Webhooks no longer deliver what a poll finds: said once a day of an application."""
+        application = car.vehicle.consent.application
+        silent = self._silent_since.get(application)
+        if silent is None or (car.schedule.answered_at or silent) - silent > SILENCE_SAID_AGAIN:
+            self._silent_since[application] = car.schedule.answered_at or self._clock.now()
+            self._log.warning("webhooks.silent", application=application, vehicle=car.slug, mend=SILENT)
 
     def _report_signals(self, car: Car, answer: Observation, rejected: tuple[Rejected, ...]) -> None:
         """Signals without a value to believe, although the car answered: said when there is another one."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 from evbatteryd.domain.cadence import consented_anew
 from evbatteryd.domain.errors import ApplicationRateLimited, ApplicationRefused, SourceError, StoreError
 from evbatteryd.domain.fleet import Car, Fleet
-from evbatteryd.domain.ports import Clock, Log, Source, Ticket
+from evbatteryd.domain.ports import CannotChange, Clock, Log, Source, Ticket
 from evbatteryd.domain.vehicle import Consent
 from evbatteryd.flow.cars import Cars
 from evbatteryd.flow.purse import CREDENTIALS, OURS, Purse
@@ -42,6 +42,12 @@ class Roster:
         self._log = log.bind(application=application)
         self._every = every
         self._failing = 0
+        self._adopting = asyncio.Lock()
+        self._stirred = asyncio.Event()
+        self._ended: set[str] = set()
+        """Connections that we ended: a list that was read just before may still hold them."""
+        self.invited: dict[str, str] = {}
+        """Names of invitations by the user who consented by one: kept by whoever welcomes them."""
         self.trouble = ""
         """Why the list could not be read the last time; empty when it could."""
 
@@ -52,7 +58,26 @@ class Roster:
     async def run(self) -> None:
         """Keep in step for ever."""
         while True:
-            await self._clock.sleep(await self._sync())
+            await self._rest(await self._sync())
+
+    def stir(self) -> None:
+        """Somebody is heard of whom we do not know: read the list soon."""
+        self._stirred.set()
+
+    async def _rest(self, pause: timedelta) -> None:
+        """Until it is time again, or somebody unknown is heard of: but the shortest pause is always kept."""
+        shortest = min(pause, SHORTEST_RETRY)
+        await self._clock.sleep(shortest)
+        ends = {
+            asyncio.create_task(self._clock.sleep(pause - shortest)),
+            asyncio.create_task(self._stirred.wait()),
+        }
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            self._stirred.clear()
 
     async def _sync(self) -> timedelta:
         """Read the list once; return how long to wait before the next time."""
@@ -97,17 +122,13 @@ class Roster:
         seen: set[str] = set()
         async for consent in self._source.consents(ticket):
             seen.add(consent.vehicle_ref)
-            known = self._fleet.by_ref(self._application, consent.vehicle_ref)
-            if known is None:
-                await self._enrol(consent)
-            else:
-                await self._renew(known, consent)
+            await self.adopt(consent)
         async for car in self._mine():
             consent = car.vehicle.consent
             if consent.vehicle_ref in seen or car.vehicle.withdrawn_at is not None:
                 continue
             if not await self._source.consent_stands(consent, ticket):
-                await self._withdraw(car)
+                await self._withdraw(car, "the consent was withdrawn", "vehicle.withdrawn")
         await self.count()
 
     async def _mine(self) -> AsyncIterator[Car]:
@@ -118,22 +139,42 @@ class Roster:
             if car.vehicle.consent.application == self._application:
                 yield car
 
-    async def _enrol(self, consent: Consent) -> None:
-        car = await self._cars.enrol(consent)
+    async def adopt(self, consent: Consent, *, just_given: bool = False) -> Car | None:
+        """The car of this consent: enrolled, revived, brought up to date. None: a consent that we ended.
+
+        ``just_given``: its owner consented this minute, so whatever was wrong with the consent is over.
+        """
+        async with self._adopting:  # the list and a welcome may come upon the same new car at the same time
+            if consent.connection_id in self._ended:
+                return None
+            known = self._fleet.by_ref(self._application, consent.vehicle_ref)
+            if known is None:
+                return await self._enrol(consent)
+            return await self._renew(known, consent, just_given)
+
+    async def _enrol(self, consent: Consent) -> Car:
+        car = await self._cars.enrol(consent, self.invited.get(consent.user_ref))
         self._purse.cars += 1
         self._log.info("vehicle.enrolled", vehicle=car.slug, make=consent.make, brand=car.vehicle.brand)
+        return car
 
-    async def _renew(self, car: Car, consent: Consent) -> None:
-        if car.vehicle.consent == consent and car.vehicle.withdrawn_at is None:
-            return
-        anew = car.vehicle.withdrawn_at is not None or (
+    async def _renew(self, car: Car, consent: Consent, just_given: bool) -> Car:
+        revived = car.vehicle.withdrawn_at is not None or (just_given and not car.consented)
+        if car.vehicle.consent == consent and not revived:
+            return car
+        anew = revived or (
             car.vehicle.consent.connection_id != consent.connection_id
             or car.vehicle.consent.permissions != consent.permissions
         )
 
         def renewed(now_car: Car) -> Car:
             brand = self._cars.brand_of(consent.make)
-            vehicle = replace(now_car.vehicle, consent=consent, brand=brand, withdrawn_at=None)
+            invited = now_car.vehicle.invited
+            if now_car.vehicle.withdrawn_at is not None:  # then whoever brings it back is whose it is
+                invited = self.invited.get(consent.user_ref, invited)
+            vehicle = replace(
+                now_car.vehicle, consent=consent, brand=brand, withdrawn_at=None, invited=invited
+            )
             if not anew:
                 return replace(now_car, vehicle=vehicle)
             first = consented_anew(
@@ -142,16 +183,37 @@ class Roster:
             schedule = replace(now_car.schedule, due=first.at, reason=first.reason, failures=0)
             return replace(now_car, vehicle=vehicle, schedule=schedule, trouble=None)
 
-        await self._cars.change(car.id, renewed)
+        after = await self._cars.change(car.id, renewed)
         if anew:
             self._log.info("vehicle.consented_anew", vehicle=car.slug)
+        return after
 
-    async def _withdraw(self, car: Car) -> None:
+    async def disconnect(self, car: Car) -> Car:
+        """End its consent at the source, and ask no more. Raises CannotChange if the source did not."""
+        consent = car.vehicle.consent
+        if car.vehicle.withdrawn_at is not None:
+            return car
+        try:
+            await self._source.revoke(consent, self._purse.ticket(None))
+        except (SourceError, StoreError) as error:
+            why = error.detail if isinstance(error, SourceError) else str(error)
+            raise CannotChange(
+                f"Smartcar did not end the consent ({why}). Nothing was changed: try again later, or have "
+                "the owner end it at https://my.smartcar.com."
+            ) from error
+        self._ended.add(consent.connection_id)
+        async with self._adopting:
+            after = await self._withdraw(self._fleet[car.id], "disconnected here", "vehicle.disconnected")
+        await self.count()
+        return after
+
+    async def _withdraw(self, car: Car, reason: str, event: str) -> Car:
         def withdrawn(now_car: Car) -> Car:
             now = self._clock.now()
-            vehicle = replace(now_car.vehicle, withdrawn_at=now)
-            schedule = replace(now_car.schedule, due=None, reason="the consent was withdrawn")
+            vehicle = replace(now_car.vehicle, withdrawn_at=now_car.vehicle.withdrawn_at or now)
+            schedule = replace(now_car.schedule, due=None, reason=reason, pushed_at=None)
             return replace(now_car, vehicle=vehicle, schedule=schedule)
 
-        await self._cars.change(car.id, withdrawn)
-        self._log.warning("vehicle.withdrawn", vehicle=car.slug)
+        after = await self._cars.change(car.id, withdrawn)
+        self._log.warning(event, vehicle=car.slug)
+        return after

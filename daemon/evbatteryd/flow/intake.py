@@ -1,0 +1,315 @@
+"""What Smartcar pushes becomes readings: each delivery once, committed before it is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from evbatteryd.domain.cadence import (
+    Answered,
+    Facts,
+    NextPoll,
+    activity,
+    asked_to_make_sure,
+    next_poll,
+    words,
+)
+from evbatteryd.domain.errors import (
+    ApplicationRateLimited,
+    ApplicationRefused,
+    BudgetSpent,
+    ConsentLost,
+    NotCapable,
+    PlanRefused,
+    RateLimited,
+)
+from evbatteryd.domain.fleet import Car, Trouble
+from evbatteryd.domain.ledger import Share
+from evbatteryd.domain.plausibility import plausible
+from evbatteryd.domain.ports import Clock, Log, Polled, Store, Tally
+from evbatteryd.domain.reading import Observation, Origin, Rejected, Signal, merge
+from evbatteryd.domain.vehicle import subscription_of
+from evbatteryd.domain.webhook import Challenge, Delivery, Event, NotTaken, ToldError, WebhookAnswer
+from evbatteryd.flow.cars import Cars
+
+ANSWERED_WITHIN_S: Final = 10.0
+"""Real seconds. Smartcar waits for 15: https://smartcar.com/docs/integrations/webhooks/best-practices/reliability"""
+MOST_PENDING: Final = 2_000
+"""Deliveries that wait for the store at a time."""
+REMEMBERED: Final = timedelta(hours=1)
+"""How long a delivery is known again: it is repeated for three minutes at most."""
+MOST_REMEMBERED: Final = 200_000
+_OF_THE_PLAN: Final = frozenset(
+    error.outcome
+    for error in (ApplicationRateLimited, ApplicationRefused, BudgetSpent, PlanRefused, RateLimited)
+)
+"""Troubles of asking, which a webhook neither has nor ends."""
+SAID_AGAIN: Final = timedelta(hours=1)
+"""How long the same kind of refusal is not logged again."""
+
+FAILED: Final = "failed"
+"""Label of a delivery on which evbatteryd itself failed."""
+_OUR_MISTAKE: Final = WebhookAnswer(500, {"error": "evbatteryd made a mistake; its log has the details"})
+
+Read = Callable[[bytes, str | None, datetime, str | None], tuple[Delivery, ...] | Challenge]
+"""Body, signature, when it arrived, the application that the address names. Raises NotTaken."""
+
+
+class Intake:
+    """Implements :class:`evbatteryd.domain.webhook.WebhookReceiver`.
+
+    ``share_of``: what a car may spend (None: its application is not configured). ``stranger``: somebody
+    consented whom we do not know yet, at this application. ``webhook_ids``: by application, where configured.
+    """
+
+    def __init__(
+        self,
+        read: Read,
+        cars: Cars,
+        store: Store,
+        clock: Clock,
+        tally: Tally,
+        log: Log,
+        *,
+        share_of: Callable[[Car], Share | None],
+        stranger: Callable[[str], None],
+        webhook_ids: Mapping[str, str],
+    ) -> None:
+        self._read = read
+        self._cars = cars
+        self._fleet = cars.fleet
+        self._store = store
+        self._clock = clock
+        self._tally = tally
+        self._log = log
+        self._share_of = share_of
+        self._stranger = stranger
+        self._webhook_ids = webhook_ids
+        self._taken: dict[str, datetime] = {}
+        """Deliveries that are committed, oldest first."""
+        self._taking: dict[str, asyncio.Task[str]] = {}
+        self._said: dict[str, datetime] = {}
+        self._open = False
+
+    async def open(self) -> None:
+        """Take deliveries from now on: the fleet is loaded. What was taken before a restart is known again.
+
+        Earlier ones are asked to come again, or they would be of unknown vehicles and lost.
+        """
+        now = self._clock.now()
+        self._taken = dict.fromkeys(await self._store.recent_events(now - REMEMBERED), now)
+        self._open = True
+
+    async def receive(self, body: bytes, signature: str | None, application: str | None) -> WebhookAnswer:
+        """A 2xx means: what the delivery says is committed, or there is nothing in it to commit."""
+        now = self._clock.now()
+        try:
+            read = self._read(body, signature, now, application)
+        except NotTaken as refusal:
+            self._tally.webhook(Event.OTHER, refusal.outcome)
+            self._say_refused(refusal, now)
+            return WebhookAnswer(refusal.status, {"error" if refusal.status >= 400 else "note": str(refusal)})
+        except Exception:
+            # Whatever one delivery does to us, every other one is taken.
+            self._log.exception("webhook.bug")
+            self._tally.webhook(Event.OTHER, FAILED)
+            return _OUR_MISTAKE
+        if isinstance(read, Challenge):
+            self._tally.webhook(Event.VERIFY, "answered")
+            self._log.info("webhook.verified")
+            return WebhookAnswer(200, {"challenge": read.answer})
+        if not self._open or len(self._taking) >= MOST_PENDING:
+            return self._not_now(read, "busy")
+        takings = {self._begin(delivery): delivery for delivery in read}
+        # Not awaited directly: whoever hangs up must not stop a commit half-way.
+        done, late = await asyncio.wait(takings, timeout=ANSWERED_WITHIN_S) if takings else (set(), set())
+        if late:
+            return self._not_now(read, "late")
+        outcomes = {taking.result() for taking in done}
+        if FAILED in outcomes:
+            return _OUR_MISTAKE
+        return WebhookAnswer(200, {"status": ", ".join(sorted(outcomes)) or "nothing in it"})
+
+    def refused(self, outcome: str) -> None:
+        """A delivery was refused before it was read."""
+        self._tally.webhook(Event.OTHER, outcome)
+
+    async def drain(self, grace: float) -> None:
+        """Take no more; let commits under way end, for ``grace`` real seconds."""
+        self._open = False
+        if self._taking:
+            _, late = await asyncio.wait(set(self._taking.values()), timeout=grace)
+            for taking in late:
+                taking.cancel()
+
+    def _not_now(self, deliveries: tuple[Delivery, ...], why: str) -> WebhookAnswer:
+        for delivery in deliveries:
+            self._tally.webhook(delivery.event, why)
+        return WebhookAnswer(503, {"error": "it could not be written down in time: deliver it again"})
+
+    def _begin(self, delivery: Delivery) -> asyncio.Task[str]:
+        """The task that takes it; of two deliveries of one event the second waits for the first."""
+        key = f"{delivery.event_id} {delivery.vehicle_ref}"
+        taking = self._taking.get(key)
+        if taking is not None:
+            self._tally.webhook(delivery.event, "duplicate")
+            return taking
+        taking = asyncio.create_task(self._take(key, delivery), name="webhook")
+        self._taking[key] = taking
+        taking.add_done_callback(lambda _: self._taking.pop(key))
+        return taking
+
+    async def _take(self, key: str, delivery: Delivery) -> str:
+        """Commit what it says; return the label of what became of it."""
+        try:
+            outcome = "duplicate" if key in self._taken else await self._commit(key, delivery)
+        except Exception:
+            self._log.exception("webhook.bug")
+            outcome = FAILED
+        self._tally.webhook(delivery.event, outcome)
+        return outcome
+
+    async def _commit(self, key: str, delivery: Delivery) -> str:
+        if delivery.test:
+            return "test"
+        car = self._fleet.by_ref(delivery.application, delivery.vehicle_ref)
+        if car is None:
+            self._stranger(delivery.application)
+            return "unknown_vehicle"
+        if car.vehicle.withdrawn_at is not None:
+            self._stranger(delivery.application)  # it may have been consented to anew
+            return "withdrawn_vehicle"
+        if delivery.observation is None and not delivery.errors:
+            return "nothing_for_us"
+        await self._note_subscription(car)
+        rejected: tuple[Rejected, ...] = ()
+        outcome = "withdrawn_vehicle"
+
+        def decide(current: Car) -> Polled | None:
+            nonlocal rejected, outcome
+            if current.vehicle.withdrawn_at is not None:
+                return None
+            polled = Polled(
+                car=current, news=False, at=delivery.received_at, origin=Origin.WEBHOOK, event_id=key
+            )
+            for told in delivery.errors:
+                polled = replace(polled, car=self._told(polled.car, told, delivery.received_at))
+            outcome = "error"
+            if delivery.observation is not None:
+                polled = self._observed(polled, delivery.observation, delivery.received_at)
+                outcome = "new" if polled.news else "unchanged"
+                rejected = polled.rejected
+            return polled
+
+        after = await self._cars.record(car.id, decide)
+        self._remember(key)
+        for value in rejected:
+            self._tally.rejected(after.vehicle.consent.make, value.signal)
+        self._report(car, after)
+        return outcome
+
+    def _observed(self, polled: Polled, observation: Observation, now: datetime) -> Polled:
+        """The car after what was pushed: pure but for the share."""
+        car = polled.car
+        profile = self._fleet.profile(car)
+        checked = plausible(observation, car.state, now)
+        state, news = merge(car.state, checked.measurements)
+        schedule = replace(car.schedule, activity=activity(car.state, state, profile, now))
+        if any(measured.signal is Signal.SOC for measured in checked.measurements):
+            schedule = replace(schedule, pushed_at=now)
+            decision = self._net(replace(car, schedule=schedule), Answered(news), now)
+            schedule = replace(schedule, due=decision.at, reason=decision.reason, failures=0)
+        # A car that Smartcar tells of has a consent that stands and does answer; its plan is another matter.
+        trouble = car.trouble if car.trouble is not None and car.trouble.outcome in _OF_THE_PLAN else None
+        return replace(
+            polled,
+            car=replace(car, state=state, schedule=schedule, trouble=trouble),
+            news=bool(news),
+            rejected=checked.rejected,
+        )
+
+    def _net(self, car: Car, outcome: Answered, now: datetime) -> NextPoll:
+        """The poll that makes sure, should no further webhook come."""
+        share, schedule = self._share_of(car), car.schedule
+        if share is None:
+            return NextPoll(schedule.due, schedule.reason)
+        facts = Facts(
+            profile=self._fleet.profile(car),
+            outcome=outcome,
+            activity=schedule.activity,
+            share=share,
+            calls_per_poll=schedule.calls_per_poll,
+            spread=car.vehicle.spread,
+            pushed_at=schedule.pushed_at,
+        )
+        return next_poll(facts, now)
+
+    def _told(self, car: Car, told: ToldError, now: datetime) -> Car:
+        """The car after an error, or its end.
+
+        Bad news that would stop the car for good is not taken on trust: Smartcar sends such errors for
+        signals that have nothing to do with the battery (github.com/wbyoung/smartcar, ``FAQ.md``). One poll
+        makes sure, and what that answers counts.
+        """
+        error, schedule, profile = told.error, car.schedule, self._fleet.profile(car)
+        if told.resolved:
+            over = car.trouble is not None and car.trouble.code == error.code
+            if not over or self._share_of(car) is None:
+                return replace(car, trouble=None) if over else car
+            sure = asked_to_make_sure(profile, schedule.polled_at, f"the end of {error.code}", now)
+            schedule = replace(
+                schedule, due=min(schedule.due or sure.at or now, sure.at or now), reason=sure.reason
+            )
+            return replace(car, trouble=None, schedule=schedule)
+        if not car.consented or schedule.due is None:
+            return car
+        if error.outcome in _OF_THE_PLAN:
+            return car
+        if isinstance(error, ConsentLost | NotCapable):
+            sure = asked_to_make_sure(profile, schedule.polled_at, error.code, now)
+            if sure.at is not None and sure.at < schedule.due:
+                schedule = replace(schedule, due=sure.at, reason=sure.reason)
+            return replace(car, schedule=schedule)
+        since = car.trouble.since if car.trouble is not None and car.trouble.outcome == error.outcome else now
+        return replace(car, trouble=Trouble(error.outcome, error.code, error.detail, since))
+
+    async def _note_subscription(self, car: Car) -> None:
+        """Whom webhooks tell of is subscribed: nobody has to ask Smartcar for it."""
+        webhook_id = self._webhook_ids.get(car.vehicle.consent.application)
+        if webhook_id is None:
+            return
+
+        def subscribed(current: Car) -> Car:
+            known = subscription_of(webhook_id, current.vehicle.consent.connection_id)
+            return replace(current, vehicle=replace(current.vehicle, subscription=known))
+
+        if subscribed(car) != car:
+            await self._cars.change(car.id, subscribed)
+
+    def _remember(self, key: str) -> None:
+        now = self._clock.now()
+        self._taken[key] = now
+        while self._taken:
+            oldest, at = next(iter(self._taken.items()))
+            if now - at <= REMEMBERED and len(self._taken) <= MOST_REMEMBERED:
+                break
+            del self._taken[oldest]
+
+    def _report(self, before: Car, after: Car) -> None:
+        log = self._log.bind(vehicle=after.slug, make=after.vehicle.consent.make)
+        was, now = before.trouble, after.trouble
+        if was is not None and now is None:
+            log.info("webhook.recovered", after=was.outcome, lasted=words(self._clock.now() - was.since))
+        elif now is not None and (was is None or was.code != now.code):
+            log.warning("webhook.trouble", outcome=now.outcome, code=now.code, detail=now.detail)
+        if after.reading_id is not None and before.reading_id is None:
+            log.info("vehicle.first_reading", soc=after.state.soc_percent, next=after.schedule.reason)
+
+    def _say_refused(self, refusal: NotTaken, now: datetime) -> None:
+        said = self._said.get(refusal.outcome)
+        if said is None or not timedelta() <= now - said < SAID_AGAIN:
+            self._said[refusal.outcome] = now
+            self._log.warning("webhook.refused", outcome=refusal.outcome, why=str(refusal))
