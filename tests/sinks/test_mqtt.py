@@ -17,7 +17,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -34,23 +34,10 @@ from evbatteryd.sinks.payload import FIELDS, Topics
 from tests.builders import NOON, car, profile, reading, state
 from tests.mosquitto import LOOPBACK, PATIENCE_S, Gate, Mosquitto, Witness, program
 from tests.sinks.conftest import PASSWORD, Station
+from tests.sinks.world import at_its_newest, later, packet, packet_id, readings_of, server
 
 STALE_AT = NOON + timedelta(seconds=30) + 2 * profile().parked + GRACE
 """When what was fetched half a minute past noon stops being fresh, for a parked car."""
-
-
-def later(minutes: float) -> datetime:
-    return NOON + timedelta(minutes=minutes)
-
-
-def readings_of(number: int, count: int, first: int = 1, step: int = 1) -> list[Reading]:
-    """``count`` readings of a car, a minute apart, each one percent lower."""
-    return [
-        reading(
-            first + index * step, number=number, state=state(soc=100 - index, measured_at=later(-60 + index))
-        )
-        for index in range(count)
-    ]
 
 
 def interleaved(cars: int, each: int) -> list[Reading]:
@@ -59,12 +46,6 @@ def interleaved(cars: int, each: int) -> list[Reading]:
         one for number in range(1, cars + 1) for one in readings_of(number, each, first=number, step=cars)
     ]
     return sorted(every, key=lambda one: one.seq)
-
-
-def at_its_newest(known: Car, readings: list[Reading]) -> Car:
-    """The car after these readings were committed."""
-    own = [one for one in readings if one.vehicle_id == known.id]
-    return replace(known, state=own[-1].state, reading_id=own[-1].reading_id) if own else known
 
 
 def ids(witness: Witness, slug: str) -> list[str]:
@@ -368,7 +349,7 @@ async def test_a_confirmation_under_way_ends_where_a_reading_begins() -> None:
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
             while True:
-                kind, body = await _packet(reader)
+                kind, body = await packet(reader)
                 if kind == 0x10:
                     writer.write(b"\x20\x06\x00\x00\x03\x21\x00\x01")
                 elif kind == 0x30:
@@ -376,10 +357,10 @@ async def test_a_confirmation_under_way_ends_where_a_reading_begins() -> None:
                     if told.count("evbatteryd/car_1/state") == 2 and not begun.is_set():
                         begun.set()
                         await go_on.wait()
-                    writer.write(b"\x40\x02" + _mid(body))
+                    writer.write(b"\x40\x02" + packet_id(body))
         writer.close()
 
-    async with _server(slow) as port, Station(port, car(1)) as station:
+    async with server(slow) as port, Station(port, car(1)) as station:
         whole = state(soc=61, range_km=200, capacity_kwh=52, charging=False)
         await station.publish([reading(1, state=whole)])
         again = state(soc=61, range_km=200, capacity_kwh=52, charging=False, fetched_at=later(1))
@@ -619,13 +600,13 @@ async def test_a_frozen_broker_is_given_up_and_taken_back(
 async def test_why_a_connection_ended_is_said_in_words(farewell: bytes, reason: str) -> None:
     async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(3):  # CONNECT, `online` and `info`
-            kind, body = await _packet(reader)
-            writer.write(b"\x20\x03\x00\x00\x00" if kind == 0x10 else b"\x40\x02" + _mid(body))
+            kind, body = await packet(reader)
+            writer.write(b"\x20\x03\x00\x00\x00" if kind == 0x10 else b"\x40\x02" + packet_id(body))
         writer.write(farewell)
         await writer.drain()
         writer.close()
 
-    async with _server(end) as port, Station(port, car(1)) as station:
+    async with server(end) as port, Station(port, car(1)) as station:
         assert (await station.logged("mqtt.lost"))["reason"] == reason
         assert [entry["event"] for entry in station.log] == ["mqtt.connected", "mqtt.lost"]
 
@@ -641,14 +622,14 @@ async def test_a_connection_that_never_holds_is_not_announced_again_and_again(
     async def flap(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
             for number in itertools.count():
-                kind, body = await _packet(reader)
-                writer.write(b"\x20\x03\x00\x00\x00" if kind == 0x10 else b"\x40\x02" + _mid(body))
+                kind, body = await packet(reader)
+                writer.write(b"\x20\x03\x00\x00\x00" if kind == 0x10 else b"\x40\x02" + packet_id(body))
                 if number == 2 and not mended.is_set():
                     break
         writer.close()
         attempts.release()
 
-    async with _server(flap) as port, Station(port, car(1)) as station:
+    async with server(flap) as port, Station(port, car(1)) as station:
         for _ in range(2 * mqtt.FLAPS):
             await asyncio.wait_for(attempts.acquire(), PATIENCE_S)
         said = [entry["event"] for entry in station.log]
@@ -663,12 +644,12 @@ async def test_a_connection_that_ends_in_the_breath_in_which_it_began_makes_no_n
     attempts = asyncio.Semaphore(0)
 
     async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await _packet(reader)
+        await packet(reader)
         writer.write(b"\x20\x03\x00\x00\x00\xe0\x01\x9f")
         writer.close()
         attempts.release()
 
-    async with _server(end) as port, Station(port, car(1)) as station:
+    async with server(end) as port, Station(port, car(1)) as station:
         for _ in range(5):
             await asyncio.wait_for(attempts.acquire(), PATIENCE_S)
         (line,) = station.log
@@ -723,7 +704,7 @@ async def test_every_refusal_is_said_in_words_and_once(
         writer.close()
         attempts.release()
 
-    async with _server(refuse) as port, Station(port, car(1), protocol=protocol) as station:
+    async with server(refuse) as port, Station(port, car(1), protocol=protocol) as station:
         for _ in range(4):
             await asyncio.wait_for(attempts.acquire(), PATIENCE_S)
         (line,) = station.log
@@ -774,13 +755,13 @@ async def test_no_more_is_in_flight_than_the_broker_allows() -> None:
         waiting: list[bytes] = []
         while True:
             try:
-                kind, body = await _packet(reader)
+                kind, body = await packet(reader)
             except asyncio.IncompleteReadError:
                 break
             if kind == 0x10:
                 writer.write(b"\x20\x06\x00\x00\x03\x21" + allowed.to_bytes(2, "big"))
             elif kind == 0x30:
-                waiting.append(_mid(body))
+                waiting.append(packet_id(body))
                 most = max(most, len(waiting))
                 await asyncio.sleep(0.002)  # more would come now, if more were sent
                 if not reader._buffer:  # type: ignore[attr-defined]
@@ -789,7 +770,7 @@ async def test_no_more_is_in_flight_than_the_broker_allows() -> None:
                     waiting.clear()
         writer.close()
 
-    async with _server(acknowledge) as port, Station(port, car(1)) as station:
+    async with server(acknowledge) as port, Station(port, car(1)) as station:
         await station.publish(readings_of(1, 30))
     assert most == allowed
 
@@ -847,7 +828,7 @@ async def test_an_end_while_connecting_leaves_nothing_behind() -> None:
         writer.close()
 
     connected, broken = asyncio.Event(), asyncio.Event()
-    async with _server(silent) as port:
+    async with server(silent) as port:
         async with Station(port, car(1)):
             await connected.wait()
         await asyncio.wait_for(broken.wait(), 10)
@@ -872,7 +853,7 @@ async def test_an_end_while_the_way_is_being_opened_leaves_nothing_behind() -> N
         rest.set()
         writer.close()
 
-    async with _server(late) as port:
+    async with server(late) as port:
         async with Station(port, car(1), websocket_path="/mqtt"):
             await asyncio.wait_for(asked.wait(), PATIENCE_S)
         answer.set()
@@ -1000,34 +981,6 @@ async def _websocket(broker_port: int, path: str) -> AsyncIterator[int]:
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
-
-
-@asynccontextmanager
-async def _server(handler: object) -> AsyncIterator[int]:
-    server = await asyncio.start_server(handler, LOOPBACK, 0)  # type: ignore[arg-type]
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        await server.wait_closed()
-
-
-def _mid(publish: bytes) -> bytes:
-    """The identifier of a PUBLISH, which comes after its topic."""
-    topic_length = int.from_bytes(publish[:2], "big")
-    return publish[2 + topic_length : 4 + topic_length]
-
-
-async def _packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """One MQTT packet: its type and what follows its length."""
-    (kind,) = await reader.readexactly(1)
-    length, shift = 0, 0
-    while True:
-        (byte,) = await reader.readexactly(1)
-        length |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return kind & 0xF0, await reader.readexactly(length)
 
 
 @pytest.fixture

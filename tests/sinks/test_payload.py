@@ -202,6 +202,16 @@ def test_a_cleared_car_loses_every_topic_that_can_hold_a_value() -> None:
     assert {message.payload for message in cleared} == {b""}
 
 
+def test_a_forgotten_slug_loses_its_availability_too() -> None:
+    forgotten = list(TOPICS.forgotten("zoe"))
+    availability = TOPICS.availability("zoe", Freshness.OFFLINE).topic
+    assert [message.topic for message in forgotten] == [
+        *(message.topic for message in TOPICS.cleared("zoe")),
+        availability,
+    ]
+    assert {message.payload for message in forgotten} == {b""}
+
+
 def test_the_bridge_tells_who_it_is() -> None:
     info = TOPICS.info(version="1.2.3", vehicles=4, started_at=NOON)
     assert info.topic == "evbatteryd/bridge/info"

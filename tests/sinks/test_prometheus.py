@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from evbatteryd.domain.fleet import Fleet, Trouble
-from evbatteryd.domain.reading import ChargeState, Signal, Value
+from evbatteryd.domain.fleet import Car, Fleet, Trouble
+from evbatteryd.domain.reading import BatteryState, ChargeState, Signal, Value
 from evbatteryd.sinks.prometheus import CARS_PER_SLICE, Exposition, Metrics
 from tests.fakes import START, VirtualClock
 from tests.web.builders import HOUR, MINUTE, car, fleet
@@ -75,6 +76,7 @@ def busy_metrics() -> Metrics:
     metrics.polled("RENAULT", "new", timedelta(seconds=8))
     metrics.lag(timedelta(seconds=3))
     metrics.called("home")
+    metrics.webhook("vehicle_state", "new")
     metrics.rejected("RENAULT", "soc")
     metrics.budget("home", 321)
     metrics.bucket("home", 118.5)
@@ -109,6 +111,7 @@ async def test_what_the_daemon_counts_is_told() -> None:
     assert samples["evbatteryd_request_duration_seconds_sum"] == {(("make", "RENAULT"),): 8}
     assert samples["evbatteryd_schedule_lag_seconds_sum"] == {(): 3}
     assert samples["evbatteryd_calls_total"] == {(("application", "home"),): 1}
+    assert samples["evbatteryd_webhooks_total"] == {(("event", "vehicle_state"), ("outcome", "new")): 1}
     assert samples["evbatteryd_rejected_values_total"] == {(("make", "RENAULT"), ("signal", "soc")): 1}
     assert samples["evbatteryd_calls_budget_remaining"] == {(("application", "home"),): 321}
     assert samples["evbatteryd_bucket_tokens"] == {(("application", "home"),): 118.5}
@@ -231,6 +234,54 @@ async def test_a_withdrawn_car_disappears() -> None:
     assert "car_1" in text
     assert "car_2" not in text
     assert sum(parsed(text)["evbatteryd_vehicles"].values()) == 1
+
+
+def names_of(samples: Samples) -> set[str]:
+    """Every car that a sample tells of."""
+    return {
+        value
+        for name, series in samples.items()
+        if name.startswith("evbattery_")
+        for labels in series
+        for label, value in labels
+        if label == "vehicle"
+    }
+
+
+async def test_a_renamed_car_is_told_under_its_new_slug_alone() -> None:
+    cars = fleet(car(1, values=everything()), car(2))
+    before = parsed(await scraped(cars))
+    one = cars.by_slug("car_1")
+    assert one is not None
+    cars.put(replace(one, vehicle=replace(one.vehicle, slug="blue", former_slugs=("car_1",))))
+    after = parsed(await scraped(cars))
+    assert (names_of(before), names_of(after)) == ({"car_1", "car_2"}, {"blue", "car_2"})
+    assert of(after, "evbattery_state_of_charge_ratio", "blue") == 0.57
+    assert len(after["evbattery_vehicle_info"]) == 2
+
+
+def erased(known: Car) -> Car:
+    return replace(known, state=BatteryState(), reading_id=None)
+
+
+async def test_an_erased_car_has_no_value_even_when_its_owner_consents_anew() -> None:
+    gone = erased(car(1, values=everything(), withdrawn_at=START))
+    assert names_of(parsed(await scraped(fleet(gone)))) == set()
+    again = parsed(await scraped(fleet(erased(car(1, values=everything())))))
+    told = {name for name in again if name.startswith("evbattery_")}
+    assert told == {"evbattery_fresh", "evbattery_next_poll_timestamp_seconds", "evbattery_vehicle_info"}
+    assert of(again, "evbattery_fresh") == 0
+
+
+def pushed(known: Car) -> Car:
+    return replace(known, schedule=replace(known.schedule, pushed_at=START))
+
+
+async def test_cars_that_webhooks_tell_of_are_counted() -> None:
+    withdrawn = car(4, withdrawn_at=START)
+    cars = fleet(pushed(car(1)), car(2), pushed(car(3)), pushed(withdrawn))
+    assert parsed(await scraped(cars))["evbatteryd_vehicles_pushed"] == {(): 2}
+    assert parsed(await scraped(fleet(car(1))))["evbatteryd_vehicles_pushed"] == {(): 0}
 
 
 async def test_readings_carry_the_vehicle_alone() -> None:

@@ -6,8 +6,11 @@ the broker has acknowledged all of its messages. The *latest lane* tells what ch
 counts. It never overtakes the journal lane: while a reading of a car is owed, that car's state waits.
 
 A broker may have forgotten everything that it once acknowledged, or remember too much: every connection
-begins with ``online``, every availability and every latest state; and the values of a withdrawn car are
-deleted on it once more.
+begins with ``online``, every availability and every latest state; and the values of a withdrawn or erased
+car, and everything under a slug that a car once had, are deleted once more.
+
+A car may be renamed, withdrawn or erased at any moment, also between two messages that belong together. So
+each message is made just before it is sent, and none is made for a slug that the car has no more.
 
 Retained values expire (MQTT 5) when they stop being fresh, so that a broker that outlives us shows nothing
 old as if it were new. A value that is not fresh when it is told is kept for one second: whoever listens
@@ -147,6 +150,9 @@ class MqttSink:
         self._owed: set[VehicleId] = set()
         self._acknowledged: set[int] = set()
         self._taken: dict[VehicleId, str | None] = {}
+        # Positions in the journal: how far we were handed readings, and how far those of a car are erased.
+        self._offered = 0
+        self._erased: dict[VehicleId, int] = {}
         self._touched: dict[VehicleId, None] = {}
         self._wake = asyncio.Event()
 
@@ -169,13 +175,17 @@ class MqttSink:
         """Tell these readings; return when the broker has acknowledged every message of them.
 
         Waits while there is no connection. Raises SinkError if it broke or the broker refused a message.
-        Readings of a car whose owner has withdrawn consent since are passed over.
+        Readings of a car whose owner has withdrawn consent since are passed over, and those of a car that was
+        erased since even when its owner has consented anew.
         """
         if not readings:
             return
         cars: dict[VehicleId, list[Reading]] = {}
         for reading in readings:
             cars.setdefault(reading.vehicle_id, []).append(reading)
+        self._offered = readings[-1].seq
+        for vehicle_id in cars:
+            self._note_erasure(vehicle_id)
         # Stays so after a failure: all are offered again.
         self._owed.update(cars)
         session = await self._established()
@@ -202,6 +212,7 @@ class MqttSink:
 
     def touch(self, vehicle_id: VehicleId) -> None:
         """Tell this car's availability and state as soon as its readings are told, if they changed."""
+        self._note_erasure(vehicle_id)
         self._touched[vehicle_id] = None
         self._wake.set()
 
@@ -258,7 +269,8 @@ class MqttSink:
 
     async def _serve(self, session: _Session) -> None:
         """Make the connection known to both lanes, then serve the latest lane."""
-        session.vehicles = sum(1 for car in self._fleet if car.vehicle.withdrawn_at is None)
+        session.withdrawn = {car.id for car in self._fleet if car.vehicle.withdrawn_at is not None}
+        session.vehicles = len(self._fleet) - len(session.withdrawn)
         await self._tell(session, [self._topics.online(), self._info(session)])
         self._session = session
         self._up.set()
@@ -384,18 +396,25 @@ class MqttSink:
         return []
 
     def _journal(self, session: _Session, reading: Reading) -> Iterator[Message]:
+        """One reading under the slug that its car has: begun anew if that changes, ended by a withdrawal."""
+        while (slug := self._slug_for(reading)) is not None:
+            car = self._fleet[reading.vehicle_id]
+            said, telling = self._telling(
+                car, reading.state, reading.reading_id, reading.origin, reading.fetched_at < session.opened_at
+            )
+            session.tell(slug, said)
+            for message in self._values(telling, scalars=True):
+                if self._slug_for(reading) != slug:
+                    break
+                yield message
+            else:
+                return
+
+    def _slug_for(self, reading: Reading) -> str | None:
+        """What a reading is to be told under; None: its car was withdrawn or erased since."""
         car = self._fleet[reading.vehicle_id]
-        if car.vehicle.withdrawn_at is not None:
-            return
-        said, telling = self._telling(
-            car, reading.state, reading.reading_id, reading.origin, reading.fetched_at < session.opened_at
-        )
-        if self._options.json_state:
-            yield self._topics.state(telling)
-        if self._options.scalars:
-            yield from self._topics.scalars(telling)
-        session.cleared.discard(car.id)
-        session.said[car.id] = said
+        erased = reading.seq <= self._erased.get(car.id, 0)
+        return None if erased or car.vehicle.withdrawn_at is not None else car.slug
 
     async def _tell_touched(self, session: _Session) -> None:
         """Serve the latest lane until it is empty."""
@@ -408,24 +427,34 @@ class MqttSink:
             except BaseException:
                 self._touched.update(dict.fromkeys(taken_up))
                 raise
-        vehicles = len(self._fleet) - len(session.cleared)
+        vehicles = len(self._fleet) - len(session.withdrawn)
         if vehicles != session.vehicles:
             session.vehicles = vehicles
             await self._tell(session, [self._info(session)])
 
     def _latest(self, session: _Session, vehicle_ids: Iterable[VehicleId]) -> Iterator[Message]:
         for vehicle_id in vehicle_ids:
-            car = self._fleet.get(vehicle_id)
-            if car is None:
+            if vehicle_id not in self._fleet:
                 continue
-            freshness = self._fleet.freshness(car, self._clock.now())
-            if session.availability.get(vehicle_id) is not freshness:
-                session.availability[vehicle_id] = freshness
-                yield self._topics.availability(car.slug, freshness)
-            if car.vehicle.withdrawn_at is None:
-                yield from self._confirmation(session, car)
-            else:
-                yield from self._clearing(session, car)
+            # The car of each moment: it may change while one of its messages waits to be sent.
+            yield from self._forgetting(session, self._fleet[vehicle_id])
+            yield from self._availability(session, self._fleet[vehicle_id])
+            yield from self._standing(session, self._fleet[vehicle_id])
+
+    def _standing(self, session: _Session, car: Car) -> Iterator[Message]:
+        """The values of a car as they stand, or their deletion."""
+        if car.vehicle.withdrawn_at is None:
+            session.withdrawn.discard(car.id)
+        else:
+            session.withdrawn.add(car.id)
+        return self._clearing(session, car) if _blank(car) else self._confirmation(session, car)
+
+    def _availability(self, session: _Session, car: Car) -> Iterator[Message]:
+        freshness = self._fleet.freshness(car, self._clock.now())
+        if session.availability.get(car.slug) is not freshness:
+            session.availability[car.slug] = freshness
+            session.forgotten.discard(car.slug)
+            yield self._topics.availability(car.slug, freshness)
 
     def _confirmation(self, session: _Session, car: Car) -> Iterator[Message]:
         """The state as it stands, if it differs from what this connection was told."""
@@ -435,28 +464,58 @@ class MqttSink:
         said, telling = self._telling(
             car, car.state, car.reading_id, last.origin, last.fetched_at < session.opened_at
         )
-        if session.said.get(car.id) == said:
+        if session.said.get(car.slug) == said:
             return
-        for message in self._confirming(telling):
-            if car.id in self._owed:  # a newer reading has begun to be told: the rest would go back in time
+        for message in self._values(telling, scalars=telling.freshness is Freshness.FRESH):
+            # A newer reading has begun to be told: the rest would go back in time.
+            if car.id in self._owed or not self._is_still(car):
                 return
             yield message
-        session.cleared.discard(car.id)
-        session.said[car.id] = said
+        session.tell(car.slug, said)
 
-    def _confirming(self, telling: Telling) -> Iterator[Message]:
+    def _values(self, telling: Telling, *, scalars: bool) -> Iterator[Message]:
         if self._options.json_state:
             yield self._topics.state(telling)
-        if self._options.scalars and telling.freshness is Freshness.FRESH:
+        if self._options.scalars and scalars:
             yield from self._topics.scalars(telling)
 
     def _clearing(self, session: _Session, car: Car) -> Iterator[Message]:
-        """Delete what is retained of a withdrawn car, once a connection."""
-        if car.id in session.cleared or car.id in self._owed:
+        """Delete whatever values are retained of a car that shall have none, once a connection."""
+        if car.slug in session.cleared:
             return
-        yield from self._topics.cleared(car.slug)
-        session.cleared.add(car.id)
-        session.said.pop(car.id, None)
+        session.said.pop(car.slug, None)
+        for message in self._topics.cleared(car.slug):
+            yield message
+            if car.slug in session.said:  # a new reading has begun to be told
+                return
+        session.cleared.add(car.slug)
+
+    def _forgetting(self, session: _Session, car: Car) -> Iterator[Message]:
+        """Delete everything that is retained under the car's former slugs, once a connection."""
+        for slug in car.vehicle.former_slugs:
+            if slug in session.forgotten or self._fleet.by_slug(slug) is not None:
+                continue
+            session.said.pop(slug, None)
+            session.availability.pop(slug, None)
+            for message in self._topics.forgotten(slug):
+                yield message
+                # It is a car's again, or was for a moment.
+                if self._fleet.by_slug(slug) is not None or slug in session.said:
+                    break
+            else:
+                session.forgotten.add(slug)
+
+    def _is_still(self, car: Car) -> bool:
+        """Whether the car has the reading, the slug and the consent that it had."""
+        now = self._fleet[car.id]
+        same = now.reading_id == car.reading_id and now.slug == car.slug
+        return same and now.vehicle.withdrawn_at == car.vehicle.withdrawn_at
+
+    def _note_erasure(self, vehicle_id: VehicleId) -> None:
+        """If the car was erased: so were its readings, of which some may be in hand."""
+        car = self._fleet.get(vehicle_id)
+        if car is not None and car.vehicle.withdrawn_at is not None and car.reading_id is None:
+            self._erased[vehicle_id] = self._offered
 
     def _may_confirm(self, car: Car) -> bool:
         """Whether the newest reading of this car is told."""
@@ -494,20 +553,39 @@ class MqttSink:
         return self._topics.info(version=__version__, vehicles=session.vehicles, started_at=self._started_at)
 
 
+def _blank(car: Car) -> bool:
+    """Whether no value of a car may be retained: it was withdrawn, or there is none.
+
+    A broker may have one all the same, of before the car was erased; not if the car was never asked.
+    """
+    unknown = car.reading_id is None and car.schedule.polled_at is not None
+    return car.vehicle.withdrawn_at is not None or unknown
+
+
 _Said = tuple[str, BatteryState, datetime | None, Freshness]
 """What a state message rests on: told again, it would say nothing new."""
 
 
 @dataclass(slots=True, eq=False)
 class _Session:
-    """One connection, and what it was told so far."""
+    """One connection, and what it was told so far; by slug, for that is what topics have."""
 
     connection: _Connection
     opened_at: datetime
-    availability: dict[VehicleId, Freshness] = field(default_factory=dict)
-    said: dict[VehicleId, _Said] = field(default_factory=dict)
-    cleared: set[VehicleId] = field(default_factory=set)
+    availability: dict[str, Freshness] = field(default_factory=dict)
+    said: dict[str, _Said] = field(default_factory=dict)
+    cleared: set[str] = field(default_factory=set)
+    """Slugs whose values were deleted, and not told since."""
+    forgotten: set[str] = field(default_factory=set)
+    """Slugs of which everything was deleted, and nothing told since."""
+    withdrawn: set[VehicleId] = field(default_factory=set)
     vehicles: int = 0
+
+    def tell(self, slug: str, said: _Said) -> None:
+        """Values are told under this slug."""
+        self.said[slug] = said
+        self.cleared.discard(slug)
+        self.forgotten.discard(slug)
 
 
 class _Connection(aiomqtt.Client):

@@ -1,7 +1,8 @@
 """What is said on MQTT: topics and payloads. Pure.
 
 Unknown is ``null`` in the state's JSON and silence on a scalar topic: an empty payload would delete what is
-retained there, and that is what a withdrawn car gets. Every time is the one we were told, in RFC 3339, UTC.
+retained there, and that is what withdrawn cars and former slugs get. Every time is the one we were told, in
+RFC 3339, UTC.
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ class Topics:
         """Delete every retained value of a car. Its availability stays, to say that it is gone."""
         for field in ("state", *FIELDS):
             yield Message(f"{self.base}/{slug}/{field}", b"")
+
+    def forgotten(self, slug: str) -> Iterator[Message]:
+        """Delete everything retained under a slug that no car has any more."""
+        yield from self.cleared(slug)
+        yield Message(f"{self.base}/{slug}/availability", b"")
 
 
 def state_json(telling: Telling) -> bytes:

@@ -74,6 +74,12 @@ class Metrics:
             ["application"],
             registry=own,
         )
+        self._webhooks = Counter(
+            "evbatteryd_webhooks_total",
+            "Webhook deliveries that came, by what they were and what became of them.",
+            ["event", "outcome"],
+            registry=own,
+        )
         self._rejected = Counter(
             "evbatteryd_rejected_values_total",
             "Values that cannot be, kept out of the readings.",
@@ -111,6 +117,9 @@ class Metrics:
 
     def called(self, application: str) -> None:
         self._calls.labels(application).inc()
+
+    def webhook(self, event: str, outcome: str) -> None:
+        self._webhooks.labels(event, outcome).inc()
 
     def rejected(self, make: str, signal: str) -> None:
         self._rejected.labels(make, signal).inc()
@@ -243,14 +252,19 @@ class Exposition:
             yield family
             await asyncio.sleep(0)
         cars: list[Car] = []
+        pushed = 0
         for some in _sliced(list(self._fleet)):
-            cars += (car for car in some if car.vehicle.withdrawn_at is None)
+            standing = [car for car in some if car.vehicle.withdrawn_at is None]
+            pushed += sum(car.schedule.pushed_at is not None for car in standing)
+            cars += standing
             await asyncio.sleep(0)
         for gauge in _CAR_GAUGES:
             async for chunk in _written(gauge.name, gauge.help, cars, gauge.line):
                 yield chunk
         async for chunk in self._freshness(cars):
             yield chunk
+        name = "evbatteryd_vehicles_pushed"
+        yield _head(name, "Vehicles whose data webhooks bring.") + f"{name} {pushed}\n".encode()
         async for chunk in _written(
             "evbattery_vehicle_info",
             "What the car is called; join on vehicle.",
