@@ -400,8 +400,38 @@ async def test_subscriptions_are_made_once_listed_and_ended(smartcar: Smartcar):
     foreign = {"data": {"attributes": wanted | {"userId": smartcar.vehicles[0].user_id}}}
     assert (await smartcar.ask("POST", "/v3/subscriptions", json=foreign)).status == 403
     assert (await smartcar.ask("POST", "/v3/subscriptions", json={"data": {}})).status == 400
-    other = await smartcar.ask("GET", "/v3/subscriptions?filter[webhookId]=other")
-    assert other.json["data"] == []
+    for query in ("filter[webhookId]=other", "filter[vehicleMode]=simulated", "filter[userId]=other"):
+        assert (await smartcar.ask("GET", f"/v3/subscriptions?{query}")).json["data"] == []
+    query = (
+        f"filter[webhookId]={wanted['webhookId']}&filter[userId]={vehicle.user_id}&filter[vehicleMode]=live"
+    )
+    (found,) = (await smartcar.ask("GET", f"/v3/subscriptions?{query}")).json["data"]
+    assert found["attributes"] == wanted
+
+
+async def test_a_subscription_ends_with_its_consent(smartcar: Smartcar):
+    vehicle = smartcar.vehicles[1]
+    (subscription,) = (await smartcar.ask("GET", f"/v3/subscriptions?filter[vehicleId]={vehicle.id}")).json[
+        "data"
+    ]
+    assert (await smartcar.ask("DELETE", f"/v3/connections/{vehicle.connection_id}")).status == 204
+    for method in ("GET", "DELETE"):
+        assert (await smartcar.ask(method, f"/v3/subscriptions/{subscription['id']}")).status == 404
+    body = {"data": {"attributes": subscription["attributes"]}}
+    refused = await smartcar.ask("POST", "/v3/subscriptions", json=body)
+    assert (refused.status, refused.error) == (403, "PERMISSION")
+
+
+async def test_a_webhook_says_where_it_goes_and_that_it_is_enabled(start: StartSmartcar):
+    async with start(webhook="http://127.0.0.1:9/hook", auto_subscribe=False) as smartcar:
+        (webhook,) = (await smartcar.ask("GET", "/v3/webhooks")).json["data"]
+        assert webhook["attributes"] == {
+            "name": "Simulated",
+            "applicationId": smartcar.simulator.application_id,
+            "callbackUri": "http://127.0.0.1:9/hook",
+            "isEnabled": True,
+            "autoSubscribe": False,
+        }
 
 
 async def test_the_same_seed_gives_the_same_answers(start: StartSmartcar):

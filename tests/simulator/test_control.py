@@ -159,6 +159,7 @@ async def test_the_command_prints_a_ready_table_serves_and_ends_on_a_signal(numb
     command = [sys.executable, "-m", "evbatteryd.simulator", "--listen", "127.0.0.1:0", "--vehicles", "2"]
     command += ["--brands", "bmw,ds", "--client-secret", "of my own", "--seed", "9", "--latency-scale", "0"]
     command += ["--bucket", "7", "--calls-per-vehicle", "-1"]
+    command += ["--redirect-uri", "http://one.lan/", "--redirect-uri", "http://two.lan/"]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     lines = []
@@ -170,6 +171,7 @@ async def test_the_command_prints_a_ready_table_serves_and_ends_on_a_signal(numb
     assert table["budget"] == {"bucket": 7, "refill_per_minute": 2, "period": "month"}
     origin = table["origins"]["vehicle"]
     assert set(table["origins"].values()) == {origin}
+    assert f"{origin}/oauth/authorize" in printed
     asked = {"grant_type": "client_credentials"} | {key: table[key] for key in ("client_id", "client_secret")}
     async with aiohttp.ClientSession() as http:
         async with http.post(f"{origin}/oauth2/token", data=asked) as response:
@@ -178,6 +180,11 @@ async def test_the_command_prints_a_ready_table_serves_and_ends_on_a_signal(numb
         async with http.get(f"{origin}/v3/connections", headers=headers) as response:
             makes = [one["attributes"]["vehicle"]["make"] for one in (await response.json())["data"]]
         assert makes == ["BMW", "DS"]
+        link = {"response_type": "code", "client_id": table["application_id"]}
+        for uri, status in (("http://one.lan/", 200), ("http://two.lan/", 200), ("http://three.lan/", 400)):
+            query = link | {"redirect_uri": uri}
+            async with http.get(f"{origin}/oauth/authorize", params=query) as response:
+                assert response.status == status
         hung = {"match": {"path": "connections"}, "fault": "hang"}
         async with http.post(f"{origin}/_control/faults", json=hung):
             pass
@@ -202,6 +209,7 @@ async def test_the_command_prints_a_ready_table_serves_and_ends_on_a_signal(numb
         (["--speed", "0"], "speed must be above 0"),
         (["--traces", "."], "holds no *.csv.gz"),
         (["--calls-per-vehicle", "-2"], "calls_per_vehicle"),
+        (["--redirect-uri", "http://car.lan/ok", "--redirect-uri", "car.lan"], "redirect_uris must be URLs"),
     ],
 )
 async def test_the_command_refuses_what_cannot_be(arguments, why, tmp_path):

@@ -46,6 +46,7 @@ def hmac_of(message: bytes, token: str = TOKEN) -> str:
 class Delivery:
     raw: bytes
     signature: str | None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def json(self) -> Any:
@@ -84,7 +85,7 @@ class Receiver:
     deliveries: list[Delivery] = field(default_factory=list)
 
     async def post(self, request: web.Request) -> web.StreamResponse:
-        delivery = Delivery(await request.read(), request.headers.get("SC-Signature"))
+        delivery = Delivery(await request.read(), request.headers.get("SC-Signature"), request.raw_headers)
         assert request.content_type == "application/json"
         if delivery.json["eventType"] == "VERIFY":
             self.challenges.append(delivery)
@@ -105,7 +106,7 @@ class Receiver:
 
 @asynccontextmanager
 async def listening(receiver: Receiver) -> AsyncIterator[Receiver]:
-    app = web.Application()
+    app = web.Application(client_max_size=1 << 27)
     app.router.add_post("/hook", receiver.post)
     app.router.add_route("*", "/elsewhere", accepts)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
@@ -608,6 +609,399 @@ async def test_the_simulator_ends_while_the_receiver_hangs(receiver: Receiver):
         await eventually(begun)
 
 
+# --- deliveries that misbehave on demand ----------------------------------------------------------------
+
+
+async def behave(smartcar: Smartcar, **conduct: Any) -> Any:
+    return await smartcar.control("POST", "webhooks", conduct)
+
+
+def event_ids(deliveries: list[Delivery]) -> list[str]:
+    return [one.json["eventId"] for one in deliveries]
+
+
+def delivery_ids(deliveries: list[Delivery]) -> list[str]:
+    return [one.json["meta"]["deliveryId"] for one in deliveries]
+
+
+async def test_the_conduct_is_told_changed_bit_by_bit_and_ended(smartcar: Smartcar):
+    proper = {
+        "duplicate": 0,
+        "shuffle_s": 0,
+        "wrong_signature": 0,
+        "reserialised": False,
+        "unsigned": False,
+        "header": "SC-Signature",
+        "version": "4.0",
+        "paused": False,
+        "oversize_bytes": 0,
+    }
+    assert await smartcar.control("GET", "webhooks") == proper
+    assert await behave(smartcar, duplicate=2) == proper | {"duplicate": 2}
+    assert await behave(smartcar, version="2.0") == proper | {"duplicate": 2, "version": "2.0"}
+    assert await smartcar.control("GET", "webhooks") == proper | {"duplicate": 2, "version": "2.0"}
+    assert await smartcar.control("DELETE", "webhooks") == proper
+    assert await smartcar.control("GET", "webhooks") == proper
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        [],
+        {"duplicates": 1},
+        {"duplicate": -1},
+        {"duplicate": 1.5},
+        {"duplicate": True},
+        {"duplicate": 33},
+        {"shuffle_s": "1"},
+        {"shuffle_s": -1},
+        {"wrong_signature": 1.1},
+        {"reserialised": 1},
+        {"unsigned": None},
+        {"header": "SC Signature"},
+        {"header": "x\r\ny"},
+        {"header": ""},
+        {"version": 4},
+        {"paused": 0},
+        {"oversize_bytes": 1 << 40},
+    ],
+)
+async def test_a_conduct_that_cannot_be_is_refused_and_changes_nothing(smartcar: Smartcar, wrong):
+    async with smartcar.http.post(f"{smartcar.origin}/_control/webhooks", json=wrong) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]
+    assert (await smartcar.control("GET", "webhooks"))["duplicate"] == 0
+
+
+async def test_copies_are_the_same_event_sent_at_the_same_time(receiver: Receiver):
+    together, arrived = asyncio.Event(), 0
+
+    async def waits_for_three(_: web.Request) -> web.StreamResponse:
+        nonlocal arrived
+        arrived += 1
+        if arrived == 3:
+            together.set()
+        await together.wait()
+        return web.Response()
+
+    async with simulating(receiver, speed=1, brands=("ford",), seed=1) as smartcar:
+        await receiver.gets(1)
+        receiver.receives = waits_for_three
+        await behave(smartcar, duplicate=2)
+        to_the_next_upload(smartcar)
+        copies = (await receiver.gets(4))[1:]
+        await counted(smartcar, delivered=2, duplicated=2, failed=0)
+        assert len(set(event_ids(copies))) == 1
+        assert len(set(delivery_ids(copies))) == 3
+        for one in copies:
+            assert one.signature == hmac_of(one.raw)
+
+
+async def test_retries_and_their_copies_keep_the_event_and_have_deliveries_of_their_own(receiver: Receiver):
+    receiver.receives = answers(500)
+    async with simulating(receiver, brands=("ford",), seed=1) as smartcar:
+        await receiver.gets(1)
+        await counted(smartcar, failed=1)
+        await behave(smartcar, duplicate=1)
+        smartcar.clock.advance(seconds=25)
+        deliveries = await receiver.gets(3)
+        await counted(smartcar, failed=2, retried=1, duplicated=1)
+        assert len(set(event_ids(deliveries))) == 1
+        assert len(set(delivery_ids(deliveries))) == 3
+
+
+async def test_shuffled_deliveries_come_out_of_order_and_none_is_lost(receiver: Receiver):
+    async with simulating(receiver, vehicles=6, brands=("byd",), seed=3) as smartcar:
+        await receiver.gets(6)
+        await behave(smartcar, shuffle_s=1800)
+        begin = smartcar.clock.now().timestamp()
+        happened = sum(len(newer_ones(one.car, begin, begin + 6 * 3600)) for one in smartcar.vehicles)
+        assert happened > 40
+        for _ in range(36):
+            smartcar.clock.advance(minutes=10)
+            await asyncio.sleep(0.03)  # longer than the longest nap: uploads are noticed as they come
+        await smartcar.control("DELETE", "webhooks")
+        smartcar.clock.advance(minutes=30)
+
+        def of_then() -> list[Delivery]:
+            until_ms = (begin + 6 * 3600) * 1000
+            later = receiver.deliveries[6:]
+            return [one for one in later if one.signal(SOC)["meta"]["retrievedAt"] <= until_ms]
+
+        async def none_is_lost() -> bool:
+            return len(of_then()) == happened
+
+        await eventually(none_is_lost)
+        assert len(set(event_ids(of_then()))) == happened
+        retrieved = [one.signal(SOC)["meta"]["retrievedAt"] for one in of_then()]
+        assert retrieved != sorted(retrieved)
+
+
+async def test_shuffling_delays_by_no_more_than_asked_and_each_time_alike(receiver: Receiver):
+    async def delays_s(receiver: Receiver) -> dict[str, float]:
+        async with simulating(receiver, vehicles=12, brands=("ford",), seed=1) as smartcar:
+            await receiver.gets(12)
+            await behave(smartcar, shuffle_s=60)
+            told_at = smartcar.clock.now().timestamp()
+            for vehicle in smartcar.vehicles:
+                await smartcar.control("POST", f"vehicles/{vehicle.id}/error", UNREACHABLE)
+            for _ in range(12):
+                smartcar.clock.advance(seconds=5)
+                await asyncio.sleep(0.03)  # longer than the longest nap: what is due is sent
+            late = (await receiver.gets(24))[12:]
+            return {one.vehicle: _delivered_at(one) - told_at for one in late}
+
+    first = await delays_s(receiver)
+    assert len(first) == 12
+    assert len(set(first.values())) > 4
+    assert max(first.values()) <= 60
+    async with listening(Receiver()) as other:
+        assert await delays_s(other) == first
+
+
+async def test_a_wrong_signature_is_that_of_another_token_over_the_same_bytes(receiver: Receiver):
+    async with simulating(receiver, vehicles=30) as smartcar:
+        await receiver.gets(30)
+        await behave(smartcar, wrong_signature=1)
+        await smartcar.control("POST", f"vehicles/{smartcar.vehicles[0].id}/error", UNREACHABLE)
+        wrong = (await receiver.gets(31))[-1]
+        assert wrong.signature is not None
+        assert len(wrong.signature) == 64
+        assert wrong.signature != hmac_of(wrong.raw)
+        await behave(smartcar, wrong_signature=0.5)
+        for vehicle in smartcar.vehicles:
+            await smartcar.control("POST", f"vehicles/{vehicle.id}/error", UNREACHABLE)
+        half = (await receiver.gets(61))[31:]
+        assert 5 < sum(one.signature == hmac_of(one.raw) for one in half) < 25
+
+
+async def test_a_body_serialised_anew_says_the_same_in_other_bytes(receiver: Receiver):
+    async with simulating(receiver) as smartcar:
+        await receiver.gets(1)
+        await behave(smartcar, reserialised=True)
+        await smartcar.control("POST", f"vehicles/{smartcar.vehicles[0].id}/error", UNREACHABLE)
+        delivery = (await receiver.gets(2))[-1]
+        assert delivery.signature != hmac_of(delivery.raw)
+        compact = json.dumps(delivery.json, separators=(",", ":"), ensure_ascii=False).encode()
+        assert delivery.signature == hmac_of(compact)
+
+
+async def test_unsigned_misspelt_and_otherwise_versioned_deliveries(receiver: Receiver):
+    async with simulating(receiver) as smartcar:
+        await receiver.gets(1)
+        vehicle = smartcar.vehicles[0]
+
+        async def next_one(**conduct: Any) -> Delivery:
+            await behave(smartcar, **conduct)
+            await smartcar.control("POST", f"vehicles/{vehicle.id}/error", UNREACHABLE)
+            return (await receiver.gets(len(receiver.deliveries) + 1))[-1]
+
+        assert (await next_one(unsigned=True)).signature is None
+        spelt = await next_one(unsigned=False, header="sc-SIGNATURE")
+        assert (b"sc-SIGNATURE", hmac_of(spelt.raw).encode()) in spelt.headers
+        old = await next_one(version="2.0")
+        assert old.json["meta"]["version"] == "2.0"
+        assert old.signature == hmac_of(old.raw)
+        large = await next_one(oversize_bytes=3_000_000)
+        assert 3_000_000 <= len(large.raw) < 3_000_100
+        assert large.signature == hmac_of(large.raw)
+
+
+async def test_while_paused_nothing_is_sent_or_kept_and_afterwards_all_begin_anew(receiver: Receiver):
+    receiver.receives = answers(500)
+    async with simulating(receiver, vehicles=3, brands=("byd",), seed=3) as smartcar:
+        await receiver.gets(3)
+        await counted(smartcar, failed=3)
+        receiver.receives = accepts
+        await behave(smartcar, paused=True)
+        hook = await smartcar.ask("GET", f"/v3/webhooks/{smartcar.simulator.webhook_id}")
+        assert hook.json["data"]["attributes"]["isEnabled"] is False
+        begin = smartcar.clock.now().timestamp()
+        smartcar.clock.advance(hours=6)
+        assert all(newer_ones(one.car, begin, begin + 6 * 3600) for one in smartcar.vehicles)
+        await smartcar.control("POST", f"vehicles/{smartcar.vehicles[0].id}/error", UNREACHABLE)
+        await asyncio.sleep(0.05)  # time for deliveries that must not come
+        assert len(receiver.deliveries) == 3
+        await behave(smartcar, paused=False)
+        anew = (await receiver.gets(6))[3:]
+        assert {one.vehicle for one in anew} == {vehicle.id for vehicle in smartcar.vehicles}
+        assert all(one.is_first for one in anew)
+        await counted(smartcar, delivered=3, retried=0)
+
+
+async def test_a_pause_too_short_to_notice_counts_all_the_same(receiver: Receiver):
+    async with simulating(receiver) as smartcar:
+        await receiver.gets(1)
+        await behave(smartcar, paused=True)
+        await smartcar.control("DELETE", "webhooks")
+        assert (await receiver.gets(2))[-1].is_first
+
+
+# --- errors of vehicles ---------------------------------------------------------------------------------
+
+UNREACHABLE = {"type": "VEHICLE_STATE", "code": "UNREACHABLE", "state": "ERROR"}
+
+
+async def test_an_error_of_a_vehicle_and_its_end_are_told(receiver: Receiver):
+    async with simulating(receiver, vehicles=2) as smartcar:
+        await receiver.gets(2)
+        vehicle = smartcar.vehicles[1]
+        error = {
+            "type": "CONNECTED_SERVICES_ACCOUNT",
+            "code": "PERMISSION",
+            "state": "ERROR",
+            "signals": [SOC, "location-preciselocation"],
+            "description": "It was withdrawn.",
+        }
+        await smartcar.control("POST", f"vehicles/{vehicle.id}/error", error)
+        told = (await receiver.gets(3))[-1]
+        assert told.json["eventType"] == "VEHICLE_ERROR"
+        assert told.signature == hmac_of(told.raw)
+        assert told.json["data"]["user"] == {"id": vehicle.user_id}
+        assert told.vehicle == vehicle.id
+        assert told.json["data"]["errors"] == [
+            {
+                "type": "CONNECTED_SERVICES_ACCOUNT",
+                "code": "PERMISSION",
+                "state": "ERROR",
+                "description": "It was withdrawn.",
+                "suggestedUserMessage": "Your request could not be completed.",
+                "docURL": "https://smartcar.com/docs/errors/api-errors"
+                "/connected-services-account-errors#permission",
+                "resolution": {"type": "REAUTHENTICATE"},
+                "signals": [
+                    {"name": "StateOfCharge", "code": SOC, "group": "TractionBattery"},
+                    {"name": "Preciselocation", "code": "location-preciselocation", "group": "Location"},
+                ],
+            }
+        ]
+        assert "triggers" not in told.json
+        assert told.json["meta"]["mode"] == "LIVE"
+        await smartcar.control("POST", f"vehicles/{vehicle.id}/error", UNREACHABLE | {"state": "RESOLVED"})
+        (over,) = (await receiver.gets(4))[-1].json["data"]["errors"]
+        assert over.pop("description")
+        assert over == {"type": "VEHICLE_STATE", "code": "UNREACHABLE", "state": "RESOLVED"}
+        assert len(set(event_ids(receiver.deliveries))) == 4
+
+
+async def test_an_error_may_be_without_code_and_say_itself_what_to_do(receiver: Receiver):
+    async with simulating(receiver) as smartcar:
+        await receiver.gets(1)
+        path = f"vehicles/{smartcar.vehicles[0].id}/error"
+        await smartcar.control("POST", path, {"type": "PERMISSION", "code": None, "state": "ERROR"})
+        (usual,) = (await receiver.gets(2))[-1].json["data"]["errors"]
+        assert (usual["code"], usual["resolution"]) == (None, {"type": "REAUTHENTICATE"})
+        own = {"type": "NEW", "code": "UNHEARD_OF", "state": "ERROR", "resolution": "CONTACT_SUPPORT"}
+        await smartcar.control("POST", path, own)
+        (new,) = (await receiver.gets(3))[-1].json["data"]["errors"]
+        assert (new["type"], new["resolution"]) == ("NEW", {"type": "CONTACT_SUPPORT"})
+
+
+async def test_an_error_is_retried_like_any_event(receiver: Receiver):
+    async with simulating(receiver, brands=("ford",), seed=1) as smartcar:
+        await receiver.gets(1)
+        receiver.receives = answers(500)
+        await smartcar.control("POST", f"vehicles/{smartcar.vehicles[0].id}/error", UNREACHABLE)
+        await counted(smartcar, failed=1)
+        smartcar.clock.advance(seconds=25)
+        first, second = [one for one in await receiver.gets(3) if one.json["eventType"] == "VEHICLE_ERROR"]
+        assert first.json["eventId"] == second.json["eventId"]
+        assert first.json["meta"]["deliveryId"] != second.json["meta"]["deliveryId"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        [],
+        {"type": "VEHICLE_STATE", "code": "ASLEEP"},
+        UNREACHABLE | {"state": "OVER"},
+        UNREACHABLE | {"type": ""},
+        UNREACHABLE | {"code": 1},
+        UNREACHABLE | {"signals": "all"},
+        UNREACHABLE | {"signals": [1]},
+        UNREACHABLE | {"description": 1},
+        UNREACHABLE | {"more": 1},
+    ],
+)
+async def test_an_error_that_cannot_be_is_refused(receiver: Receiver, wrong):
+    async with simulating(receiver) as smartcar:
+        path = f"{smartcar.origin}/_control/vehicles/{smartcar.vehicles[0].id}/error"
+        async with smartcar.http.post(path, json=wrong) as response:
+            assert response.status == 400
+
+
+async def test_an_error_of_a_vehicle_that_is_not_told_of_is_refused(receiver: Receiver, smartcar: Smartcar):
+    async with simulating(receiver) as other:
+        vehicle = other.vehicles[0]
+        await other.control("POST", f"vehicles/{vehicle.id}/unsubscribe")
+        for origin, vehicle_id, status in (
+            (other.origin, vehicle.id, 409),
+            (other.origin, "nobody", 404),
+            (smartcar.origin, smartcar.vehicles[0].id, 409),  # it has no webhook
+        ):
+            path = f"{origin}/_control/vehicles/{vehicle_id}/error"
+            async with other.http.post(path, json=UNREACHABLE) as response:
+                assert response.status == status
+
+
+# --- subscribing and verifying on demand ----------------------------------------------------------------
+
+
+async def connect(smartcar: Smartcar) -> str:
+    """Somebody consents; the id of the new vehicle."""
+    query = {
+        "response_type": "code",
+        "client_id": smartcar.simulator.application_id,
+        "redirect_uri": "https://example.com/",
+        "make": "kia",
+    }
+    form = {"email": "owner@example.com", "decision": "allow", "vehicle": "1"}
+    async with smartcar.http.post(
+        f"{smartcar.origin}/oauth/authorize", params=query, data=form, allow_redirects=False
+    ) as response:
+        assert response.status == 303
+    return smartcar.vehicles[-1].id
+
+
+async def test_a_vehicle_that_connect_brings_is_told_at_once(receiver: Receiver):
+    async with simulating(receiver) as smartcar:
+        await receiver.gets(1)
+        connected = await connect(smartcar)
+        delivery = (await receiver.gets(2))[-1]
+        assert (delivery.vehicle, delivery.is_first) == (connected, True)
+        await connect(smartcar)
+        await asyncio.sleep(0.05)  # time for a delivery that must not come: the subscription stands
+        assert len(receiver.deliveries) == 2
+
+
+async def test_without_auto_subscription_it_is_told_once_it_is_subscribed(receiver: Receiver):
+    async with simulating(receiver, auto_subscribe=False) as smartcar:
+        connected = await connect(smartcar)
+        await counted(smartcar, verified=True)
+        await asyncio.sleep(0.05)  # time for a delivery that must not come
+        assert receiver.deliveries == []
+        user = smartcar.vehicles[-1].user_id
+        wanted = {"webhookId": smartcar.simulator.webhook_id, "userId": user, "vehicleId": connected}
+        body = {"data": {"attributes": wanted}}
+        assert (await smartcar.ask("POST", "/v3/subscriptions", json=body)).status == 202
+        (delivery,) = await receiver.gets(1)
+        assert (delivery.vehicle, delivery.is_first) == (connected, True)
+
+
+async def test_the_receiver_can_be_verified_again(receiver: Receiver, smartcar: Smartcar):
+    async with simulating(receiver) as verifying:
+        await counted(verifying, verified=True)
+        assert await verifying.control("POST", "webhooks/verify") == {"verified": True}
+        receiver.verifies = knows_another_token
+        assert await verifying.control("POST", "webhooks/verify") == {"verified": False}
+        assert len({one.json["data"]["challenge"] for one in receiver.challenges}) == 3
+        assert all(one.signature is None for one in receiver.challenges)
+    async with smartcar.http.post(f"{smartcar.origin}/_control/webhooks/verify") as response:
+        assert response.status == 409
+
+
 # --- the next upload: laws ------------------------------------------------------------------------------
 
 LIVES = load_lives()
@@ -725,7 +1119,7 @@ def test_a_password_in_the_url_does_not_show():
 
 
 async def test_without_the_option_nothing_is_sent(smartcar: Smartcar):
-    silent = {"verified": False, "delivered": 0, "failed": 0, "retried": 0, "dropped": 0}
+    silent = {"verified": False, "delivered": 0, "failed": 0, "retried": 0, "duplicated": 0, "dropped": 0}
     assert (await smartcar.control("GET", "stats"))["webhooks"] == silent
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from evbatteryd.simulator.connect import PATH
 from evbatteryd.simulator.server import Simulator
 from evbatteryd.simulator.world import PERIODS, SimulatorOptions
 
@@ -59,6 +60,13 @@ class Address(click.ParamType[tuple[str, int]]):
     metavar="URL",
     help="Post every upload there as a signed webhook, once it has answered the challenge.",
 )
+@click.option(
+    "--redirect-uri",
+    "redirect_uris",
+    metavar="URL",
+    multiple=True,
+    help="Where Connect may send browsers back to; repeatable. By default anywhere by TLS, and to loopback.",
+)
 def simulate(
     listen: tuple[str, int],
     vehicles: int,
@@ -74,6 +82,7 @@ def simulate(
     calls_per_vehicle: int,
     period: str,
     webhook: str | None,
+    redirect_uris: tuple[str, ...],
 ) -> None:
     """Pretend to be Smartcar, with cars that drive and charge.
 
@@ -95,6 +104,7 @@ def simulate(
                 calls_per_vehicle=None if calls_per_vehicle == -1 else calls_per_vehicle,
                 period=period,
                 webhook=webhook,
+                redirect_uris=redirect_uris,
             )
         )
     except ValueError as error:
@@ -133,6 +143,7 @@ def _introduction(simulator: Simulator, origin: str) -> str:
             f"  application id  {simulator.application_id}",
             f"  client id       {simulator.client_id}",
             f"  client secret   {simulator.client_secret}",
+            f"  connect         {origin}{PATH}",
             f"  control         {origin}/_control/truth, /_control/stats, /_control/faults",
             "",
             "For evbatteryd.toml:",

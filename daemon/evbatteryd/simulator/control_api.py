@@ -6,7 +6,7 @@ No authentication: it belongs on loopback.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -15,11 +15,13 @@ from aiohttp import web
 
 from evbatteryd.simulator.clock import VirtualClock
 from evbatteryd.simulator.clouds import clouds_named
+from evbatteryd.simulator.conduct import AS_SMARTCAR, BadConduct, Conduct
+from evbatteryd.simulator.errors import told_error
 from evbatteryd.simulator.faults import BadRule
 from evbatteryd.simulator.fleet import Vehicle
-from evbatteryd.simulator.signals import shown_soc
+from evbatteryd.simulator.signals import named, shown_soc
 from evbatteryd.simulator.uploads import newest_upload
-from evbatteryd.simulator.world import World
+from evbatteryd.simulator.world import Notifier, World
 
 Json = dict[str, Any]
 ControlHandler = Callable[[World, web.Request], Awaitable[object]]
@@ -40,7 +42,7 @@ async def control(world: World, handler: ControlHandler, request: web.Request) -
     """Serve one request of the control."""
     try:
         document, status = await handler(world, request), 200
-    except (BadControl, BadRule) as error:
+    except (BadControl, BadRule, BadConduct) as error:
         document, status = {"error": str(error)}, error.status if isinstance(error, BadControl) else 400
     return web.Response(body=orjson.dumps(document), status=status, content_type="application/json")
 
@@ -135,7 +137,7 @@ async def add_vehicle(world: World, request: web.Request) -> object:
         cloud = clouds_named([str(written["make"])])[0] if written.get("make") else None
     except ValueError as error:
         raise BadControl(str(error)) from None
-    return _consent(world.fleet.add(cloud))
+    return _consent(world.fleet.add(cloud, world.now()))
 
 
 async def change_consent(world: World, request: web.Request) -> object:
@@ -144,7 +146,7 @@ async def change_consent(world: World, request: web.Request) -> object:
         case "withdraw":
             world.fleet.withdraw(vehicle)
         case "consent":
-            world.fleet.consent(vehicle)
+            world.fleet.consent(vehicle, world.now())
         case "subscribe":
             world.fleet.subscribe(vehicle)
         case "unsubscribe":
@@ -160,6 +162,75 @@ def _consent(vehicle: Vehicle) -> Json:
         "connectionId": vehicle.connection_id,
         "subscribed": vehicle.subscribed,
     }
+
+
+async def get_conduct(world: World, _: web.Request) -> object:
+    return world.conduct.as_json()
+
+
+async def change_conduct(world: World, request: web.Request) -> object:
+    """Of the deliveries to come; what the body does not name stays as it is."""
+    return _conduct(world, world.conduct.changed(await _written(request)))
+
+
+async def end_conduct(world: World, _: web.Request) -> object:
+    return _conduct(world, AS_SMARTCAR)
+
+
+def _conduct(world: World, conduct: Conduct) -> Json:
+    was_paused, world.conduct = world.conduct.paused, conduct
+    if was_paused and not conduct.paused and world.notifier is not None:
+        world.notifier.begin_anew()
+    return conduct.as_json()
+
+
+async def verify_webhook(world: World, _: web.Request) -> object:
+    return {"verified": await _notifier(world).verify()}
+
+
+async def tell_error(world: World, request: web.Request) -> object:
+    """``type``, ``code`` (or null), ``state``; and ``signals`` (codes), ``description``, ``resolution``."""
+    vehicle, written = _vehicle(world, request.match_info["vehicle"]), await _written(request)
+    if not isinstance(written, dict) or not {"type", "code", "state"} <= set(written) <= set(_ERROR_FIELDS):
+        raise BadControl(f"expected an object of {', '.join(_ERROR_FIELDS)}; the last three may be missing")
+    for name, value in written.items():
+        words, fits = _ERROR_FIELDS[name]
+        if not fits(value):
+            raise BadControl(f"{name} is {words}")
+    notifier = _notifier(world)
+    if not vehicle.reports:
+        raise BadControl("the vehicle is not subscribed to the webhook", status=409)
+    codes = written.get("signals")
+    error = told_error(
+        written["type"],
+        written["code"],
+        written["state"],
+        None if codes is None else [named(code) for code in codes],
+        written.get("description"),
+        written.get("resolution"),
+    )
+    notifier.tell(vehicle, error)
+    return error
+
+
+def _notifier(world: World) -> Notifier:
+    if world.notifier is None:
+        raise BadControl("there is no webhook", status=409)
+    return world.notifier
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+_ERROR_FIELDS: Final[Mapping[str, tuple[str, Callable[[object], bool]]]] = {
+    "type": ("text", _is_text),
+    "code": ("text or null", lambda it: it is None or _is_text(it)),
+    "state": ("ERROR or RESOLVED", lambda it: it in ("ERROR", "RESOLVED")),
+    "signals": ("a list of codes", lambda it: isinstance(it, list) and all(map(_is_text, it))),
+    "description": ("text", _is_text),
+    "resolution": ("text", _is_text),
+}
 
 
 async def get_stats(world: World, _: web.Request) -> object:
@@ -198,6 +269,11 @@ CONTROL_ROUTES: Final[tuple[tuple[str, str, ControlHandler], ...]] = (
     ("GET", "/_control/truth", get_truth),
     ("POST", "/_control/vehicles", add_vehicle),
     ("POST", "/_control/vehicles/{vehicle}/{change:withdraw|consent|subscribe|unsubscribe}", change_consent),
+    ("POST", "/_control/vehicles/{vehicle}/error", tell_error),
+    ("GET", "/_control/webhooks", get_conduct),
+    ("POST", "/_control/webhooks", change_conduct),
+    ("DELETE", "/_control/webhooks", end_conduct),
+    ("POST", "/_control/webhooks/verify", verify_webhook),
     ("GET", "/_control/stats", get_stats),
     ("POST", "/_control/latency", set_latency),
     ("GET", "/_control/clock", get_clock),

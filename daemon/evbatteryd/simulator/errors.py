@@ -5,6 +5,7 @@ https://smartcar.com/docs/errors/api-errors and the v3 reference; what is assume
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, Final
@@ -16,6 +17,7 @@ REAUTHENTICATE: Final = "REAUTHENTICATE"
 CONTACT_SUPPORT: Final = "CONTACT_SUPPORT"
 ACTION_REQUIRED: Final = "ACTION_REQUIRED"
 FINANCE: Final = "FINANCE"
+USER_MESSAGE: Final = "Your request could not be completed."
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +123,6 @@ class Refused(Exception):
 
 
 def error_body(kind: ErrorKind, request_id: str, detail: str | None = None) -> Json:
-    anchor = (kind.code or "").lower().replace("_", "-")
-    page = f"https://smartcar.com/docs/errors/api-errors/{kind.type.lower().replace('_', '-')}-errors"
     return {
         "errors": [
             {
@@ -130,10 +130,10 @@ def error_body(kind: ErrorKind, request_id: str, detail: str | None = None) -> J
                 "type": kind.type,
                 "code": kind.code,
                 "title": kind.title,
-                "detail": detail or _detail(kind),
+                "detail": detail or _detail(kind.type, kind.code),
                 "resolution": {"type": kind.resolution},
-                "suggestedUserMessage": "Your request could not be completed.",
-                "links": {"about": f"{page}#{anchor}" if anchor else page},
+                "suggestedUserMessage": USER_MESSAGE,
+                "links": {"about": _about(kind.type, kind.code)},
                 "meta": {"requestId": request_id},
             }
         ]
@@ -142,11 +142,49 @@ def error_body(kind: ErrorKind, request_id: str, detail: str | None = None) -> J
 
 def signal_error(kind: ErrorKind) -> Json:
     """The ``status`` of a signal that has no value."""
-    error: Json = {"type": kind.type, "code": kind.code, "title": kind.title, "detail": _detail(kind)}
+    error: Json = {
+        "type": kind.type,
+        "code": kind.code,
+        "title": kind.title,
+        "detail": _detail(kind.type, kind.code),
+    }
     if kind.resolution is not None:
         error["resolution"] = {"type": kind.resolution}
     return {"value": "ERROR", "error": error}
 
 
-def _detail(kind: ErrorKind) -> str:
-    return f"The request failed: {(kind.code or kind.type).replace('_', ' ').lower()}."
+def told_error(
+    kind: str,
+    code: str | None,
+    state: str,
+    signals: Sequence[Json] | None,
+    description: str | None,
+    resolution: str | None,
+) -> Json:
+    """An error as a webhook tells it; one that is RESOLVED says neither what to do nor what to tell anybody.
+
+    https://smartcar.com/docs/api-reference/webhooks/events/vehicle-error
+    """
+    row = ERRORS.get(f"{kind}:{code}" if code else kind)
+    error: Json = {
+        "type": kind,
+        "code": code,
+        "state": state,
+        "description": description or _detail(kind, code),
+    }
+    if state == "ERROR":
+        error |= {
+            "suggestedUserMessage": USER_MESSAGE,
+            "docURL": _about(kind, code),
+            "resolution": {"type": resolution or (row.resolution if row is not None else None)},
+        }
+    return error if signals is None else error | {"signals": signals}
+
+
+def _about(kind: str, code: str | None) -> str:
+    page = f"https://smartcar.com/docs/errors/api-errors/{kind.lower().replace('_', '-')}-errors"
+    return f"{page}#{code.lower().replace('_', '-')}" if code else page
+
+
+def _detail(kind: str, code: str | None) -> str:
+    return f"The request failed: {(code or kind).replace('_', ' ').lower()}."

@@ -18,13 +18,23 @@ SHARED_EVERY: Final = 7
 DAYS_APART: Final = 28
 HOURS_APART: Final = 5
 
-_SHIFT, _VEHICLE_ID, _USER_ID, _SUBSCRIPTION_ID, _FIRST_CONNECTION_ID = 10, 100, 101, 102, 200
+_LIFE, _SHIFT, _VEHICLE_ID, _USER_ID, _SUBSCRIPTION_ID, _FIRST_CONNECTION_ID = 9, 10, 100, 101, 102, 200
 
 
 class Vehicle:
     """A car in a fleet: its ids and its owner's consent."""
 
-    __slots__ = ("car", "consents", "id", "number", "stands", "subscribed", "user_id")
+    __slots__ = (
+        "car",
+        "consented_at",
+        "consents",
+        "id",
+        "number",
+        "permissions",
+        "stands",
+        "subscribed",
+        "user_id",
+    )
 
     def __init__(self, number: int, vehicle_id: str, user_id: str, car: Car) -> None:
         self.number = number
@@ -38,6 +48,10 @@ class Vehicle:
         """
         self.consents = 1
         """How often its owner has consented."""
+        self.consented_at: float | None = None
+        """Epoch seconds of the newest consent; None: before the world began."""
+        self.permissions: tuple[str, ...] = PERMISSIONS
+        """Those of the newest consent. Shared by all vehicles with the same."""
         self.stands = True
         """Whether the newest consent stands. Changed by the fleet."""
 
@@ -59,10 +73,14 @@ class Vehicle:
 class Fleet:
     """All vehicles of the application, in the order they came."""
 
-    def __init__(self, clouds: Sequence[Cloud], lives: Sequence[Life], seed: int) -> None:
+    def __init__(
+        self, clouds: Sequence[Cloud], lives: Sequence[Life], seed: int, *, auto_subscribe: bool = True
+    ) -> None:
         self._clouds = clouds
         self._lives = lives
         self._key = key_of("fleet", seed)
+        self._auto_subscribe = auto_subscribe
+        """Whether a consent alone subscribes a vehicle to the application's webhook."""
         self._vehicles: list[Vehicle] = []
         self._by_id: dict[str, Vehicle] = {}
         self._connected: list[Vehicle] | None = None
@@ -78,20 +96,31 @@ class Fleet:
     def get(self, vehicle_id: str) -> Vehicle | None:
         return self._by_id.get(vehicle_id)
 
-    def add(self, cloud: Cloud | None = None) -> Vehicle:
-        """The next vehicle; of the next make if none is given."""
+    def add(self, cloud: Cloud | None = None, at: float | None = None) -> Vehicle:
+        """The next vehicle; of the next make if none is given. ``at``: see ``Vehicle.consented_at``."""
         number = len(self._vehicles)
         key = mix(self._key, number)
         cloud = cloud or self._clouds[number % len(self._clouds)]
-        shift = mix(key, _SHIFT)
-        days, hours = shift % DAYS_APART, shift // DAYS_APART % HOURS_APART
-        car = Car(key, Track(self._life_for(number, cloud), days * 86400 + hours * 3600), cloud)
         shares = number % SHARED_EVERY == SHARED_EVERY - 1
         user_id = self._vehicles[-1].user_id if shares else uuid_of(key, _USER_ID)
-        vehicle = Vehicle(number, uuid_of(key, _VEHICLE_ID), user_id, car)
-        self._vehicles.append(vehicle)
-        self._by_id[vehicle.id] = vehicle
-        self._connected = None
+        vehicle = self._enter(self._car(key, number, cloud), user_id)
+        vehicle.consented_at = at
+        self._changed(vehicle)
+        return vehicle
+
+    def car_of(self, key: int, cloud: Cloud) -> Car:
+        """A car that is not, or not yet, one of the fleet's; always the same for a key and a make."""
+        return self._car(key, mix(key, _LIFE), cloud)
+
+    def connect(self, car: Car, user_id: str, permissions: tuple[str, ...], at: float) -> Vehicle:
+        """The owner of ``car`` has just consented, be it for the first time or anew."""
+        vehicle = self.get(_vehicle_id(car))
+        if vehicle is None:
+            vehicle = self._enter(car, user_id)
+            vehicle.consented_at = at
+        else:
+            self._renew(vehicle, at)
+        vehicle.permissions = permissions
         self._changed(vehicle)
         return vehicle
 
@@ -101,13 +130,32 @@ class Fleet:
         self._connected = None
         self._changed(vehicle)
 
-    def consent(self, vehicle: Vehicle) -> None:
-        """Anew: the vehicle keeps its id, the connection gets another one, and it is subscribed."""
+    def consent(self, vehicle: Vehicle, at: float) -> None:
+        """Anew, unless the consent stands: then nothing changes."""
         if not vehicle.stands:
-            vehicle.stands = vehicle.subscribed = True
-            vehicle.consents += 1
-            self._connected = None
+            self._renew(vehicle, at)
             self._changed(vehicle)
+
+    def _car(self, key: int, turn: int, cloud: Cloud) -> Car:
+        shift = mix(key, _SHIFT)
+        days, hours = shift % DAYS_APART, shift // DAYS_APART % HOURS_APART
+        return Car(key, Track(self._life_for(turn, cloud), days * 86400 + hours * 3600), cloud)
+
+    def _enter(self, car: Car, user_id: str) -> Vehicle:
+        vehicle = Vehicle(len(self._vehicles), _vehicle_id(car), user_id, car)
+        vehicle.subscribed = self._auto_subscribe
+        self._vehicles.append(vehicle)
+        self._by_id[vehicle.id] = vehicle
+        self._connected = None
+        return vehicle
+
+    def _renew(self, vehicle: Vehicle, at: float) -> None:
+        """The vehicle keeps its id, the connection gets another one. A subscription ends with its consent."""
+        vehicle.subscribed = self._auto_subscribe or (vehicle.stands and vehicle.subscribed)
+        vehicle.stands = True
+        vehicle.consents += 1
+        vehicle.consented_at = at
+        self._connected = None
 
     def subscribe(self, vehicle: Vehicle) -> None:
         """To the application's webhook."""
@@ -138,16 +186,19 @@ class Fleet:
         for changed in self._watchers:
             changed(vehicle)
 
-    def _life_for(self, number: int, cloud: Cloud) -> Life:
+    def _life_for(self, turn: int, cloud: Cloud) -> Life:
         """The lives in turn, passing over those of a size that the make does not sell."""
-        in_turn = (self._lives[(number + step) % len(self._lives)] for step in range(len(self._lives)))
+        in_turn = (self._lives[(turn + step) % len(self._lives)] for step in range(len(self._lives)))
         fitting = (life for life in in_turn if (cloud.hybrid if life.is_hybrid else cloud.electric))
-        return next(fitting, self._lives[number % len(self._lives)])
+        return next(fitting, self._lives[turn % len(self._lives)])
 
     def connected(self, *, vehicle_id: str | None = None, user_id: str | None = None) -> Sequence[Vehicle]:
-        """Those whose consent stands."""
+        """Those whose consent stands, the newest consent last."""
         if self._connected is None:
-            self._connected = [vehicle for vehicle in self._vehicles if vehicle.stands]
+            self._connected = sorted(
+                (vehicle for vehicle in self._vehicles if vehicle.stands),
+                key=lambda vehicle: vehicle.consented_at or 0.0,
+            )
         found: Sequence[Vehicle] = self._connected
         if vehicle_id is not None:
             vehicle = self.get(vehicle_id)
@@ -155,3 +206,7 @@ class Fleet:
         if user_id is not None:
             found = [vehicle for vehicle in found if vehicle.user_id == user_id]
         return found
+
+
+def _vehicle_id(car: Car) -> str:
+    return uuid_of(car.key, _VEHICLE_ID)

@@ -35,7 +35,11 @@ async def list_subscriptions(ask: Ask) -> Answer:
     vehicles = ask.world.fleet.connected(
         vehicle_id=query.get("filter[vehicleId]"), user_id=query.get("filter[userId]")
     )
-    if query.get("filter[webhookId]", ask.world.webhook_id) != ask.world.webhook_id:
+    webhook_id, mode = ask.world.webhook_id, ask.world.options.mode
+    if (
+        query.get("filter[webhookId]", webhook_id) != webhook_id
+        or query.get("filter[vehicleMode]", mode) != mode
+    ):
         vehicles = []
     return _listed(ask, [_subscription(ask, vehicle) for vehicle in vehicles if vehicle.subscribed])
 
@@ -93,7 +97,14 @@ def _application(ask: Ask) -> Json:
 
 
 def _webhook(ask: Ask) -> Json:
-    attributes = {"name": ask.world.webhook_name, "applicationId": ask.world.application_id, "enabled": True}
+    options = ask.world.options
+    attributes = {
+        "name": ask.world.webhook_name,
+        "applicationId": ask.world.application_id,
+        "callbackUri": options.webhook,
+        "isEnabled": not ask.world.conduct.paused,
+        "autoSubscribe": options.auto_subscribe,
+    }
     return _resource(ask, "webhook", "webhooks", ask.world.webhook_id, attributes)
 
 

@@ -10,6 +10,7 @@ from typing import Final
 from aiohttp import web
 
 from evbatteryd.simulator.clock import Clock, VirtualClock
+from evbatteryd.simulator.connect import PATH, authorize
 from evbatteryd.simulator.control_api import CONTROL_ROUTES, control
 from evbatteryd.simulator.errors import Refused
 from evbatteryd.simulator.exchange import Answer, Ask, Endpoint, exchange
@@ -56,6 +57,8 @@ def _application(world: World) -> web.Application:
     app = web.Application()
     for endpoint in (*VEHICLE_ENDPOINTS, *MANAGEMENT_ENDPOINTS):
         app.router.add_route(endpoint.method, endpoint.path, partial(exchange, world, endpoint))
+    for method in ("GET", "POST"):
+        app.router.add_route(method, PATH, partial(authorize, world))
     for method, path, handler in CONTROL_ROUTES:
         app.router.add_route(method, path, partial(control, world, handler))
     app.router.add_route("*", "/{path:.*}", partial(exchange, world, _NOWHERE))

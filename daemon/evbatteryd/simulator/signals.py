@@ -128,6 +128,16 @@ _STATIC: Final = frozenset({clouds.CAPACITY})
 CODES: Final = tuple(sorted(_BODIES))
 
 
+def named(code: str) -> Json:
+    """A signal's name, code and group; for one that is not served, what its code suggests."""
+    group, _, name = code.partition("-")
+    return {
+        "name": _NAMES.get(code, name.title()),
+        "code": code,
+        "group": _GROUPS.get(group, group.title()),
+    }
+
+
 def signals_of(car: Car, now: float, base: str) -> list[Json]:
     """All signals of the store at ``now`` (epoch seconds), by code; empty if nothing ever arrived.
 

@@ -29,8 +29,10 @@ class WebhookStats:
     """Attempts that were not."""
     retried: int = 0
     """Attempts after the first."""
+    duplicated: int = 0
+    """Copies sent beside them."""
     dropped: int = 0
-    """Events that the last retry could not deliver either."""
+    """Events that the last retry could not deliver either, or whose retries a pause came before."""
 
 
 class Stats:

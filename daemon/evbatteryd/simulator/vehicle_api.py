@@ -12,7 +12,7 @@ from evbatteryd.simulator.clouds import Command
 from evbatteryd.simulator.draws import uuid_of
 from evbatteryd.simulator.errors import Refused
 from evbatteryd.simulator.exchange import NO_BODY, Answer, Ask, Endpoint
-from evbatteryd.simulator.fleet import PERMISSIONS, Vehicle
+from evbatteryd.simulator.fleet import Vehicle
 from evbatteryd.simulator.identity import LIFETIME_S
 from evbatteryd.simulator.lives import State
 from evbatteryd.simulator.pages import page
@@ -101,12 +101,13 @@ def _connected_as(ask: Ask) -> Vehicle:
 
 
 def _connection(ask: Ask, vehicle: Vehicle) -> Json:
-    since = datetime.fromtimestamp(ask.world.started_at, UTC).isoformat(timespec="milliseconds")
+    began_at = ask.world.started_at if vehicle.consented_at is None else vehicle.consented_at
+    since = datetime.fromtimestamp(began_at, UTC).isoformat(timespec="milliseconds")
     return {
         "id": vehicle.connection_id,
         "type": "connection",
         "attributes": {
-            "permissions": list(PERMISSIONS),
+            "permissions": list(vehicle.permissions),
             "vehicle": _attributes(ask, vehicle),
             "user": {"id": vehicle.user_id, "externalId": None},
         },

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from heapq import heappop, heappush
+from io import BytesIO
 from math import inf
 from typing import Any, Final
 
@@ -22,7 +24,7 @@ import aiohttp
 import orjson
 
 from evbatteryd.simulator.clouds import DAY, HOUR
-from evbatteryd.simulator.draws import key_of, mix, token_of, uuid_of
+from evbatteryd.simulator.draws import key_of, mix, token_of, unit, uuid_of
 from evbatteryd.simulator.fleet import Vehicle
 from evbatteryd.simulator.signals import SOC, signals_of
 from evbatteryd.simulator.uploads import newest_upload, next_upload
@@ -30,14 +32,12 @@ from evbatteryd.simulator.world import World
 
 Json = dict[str, Any]
 
-VERSION: Final = "4.0"
-SIGNATURE_HEADER: Final = "SC-Signature"
 TIMEOUT_S: Final = 15.0
 RETRY_AFTER_S: Final = (25.0, 50.0, 100.0)
 """From each failure to the next attempt; after the last one the event is dropped."""
 VERIFY_AGAIN_AFTER_S: Final = 60.0
 AT_ONCE: Final = 32
-"""Attempts under way at one time."""
+"""Attempts under way at one time; the copies that a conduct wants go with theirs."""
 LOOK_AHEAD_S: Final = DAY
 """A vehicle whose next upload is further away is looked at again by then."""
 CATCH_UP_S: Final = HOUR
@@ -49,6 +49,8 @@ SHORTEST_NAP_S: Final = 0.001
 LONGEST_NAP_S: Final = 0.02
 """Real seconds: the clock may meanwhile be set ahead, or run faster."""
 _EVENTS: Final = key_of("webhook events")
+_FIRST_DELAY, _FIRST_SIGNATURE = 1 << 20, 1 << 21
+"""Draws of an event; those below are ids."""
 
 
 @asynccontextmanager
@@ -57,13 +59,19 @@ async def delivering(world: World) -> AsyncIterator[None]:
     if world.options.webhook is None:
         yield
         return
-    sending = asyncio.create_task(Webhook(world, world.options.webhook).run(), name="webhook")
-    try:
-        yield
-    finally:
-        sending.cancel()
-        with suppress(asyncio.CancelledError):
-            await sending
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
+    ) as http:
+        webhook = Webhook(world, world.options.webhook, http)
+        sending = asyncio.create_task(webhook.run(), name="webhook")
+        world.notifier = webhook
+        try:
+            yield
+        finally:
+            world.notifier = None
+            sending.cancel()
+            with suppress(asyncio.CancelledError):
+                await sending
 
 
 def signature(management_token: str, message: bytes) -> str:
@@ -89,43 +97,60 @@ class Event:
 
     key: int
     vehicle: Vehicle
-    signals: Sequence[Json]
-    triggers: Sequence[Json]
+    content: Json
+    """What all its deliveries say alike."""
+    signal_count: int | None = None
     attempts: int = 0
+    deliveries: int = 0
+    """Attempts and their copies."""
 
 
 class Webhook:
     """One callback address. Call ``run`` once."""
 
-    def __init__(self, world: World, url: str) -> None:
+    def __init__(self, world: World, url: str, http: aiohttp.ClientSession) -> None:
         self._world = world
         self._url = url
+        self._http = http
         self._stats = world.stats.webhooks
         self._key = key_of("webhook", world.options.seed)
         self._subscribers: dict[int, Subscriber] = {}
         self._agenda: list[tuple[float, int, Subscriber | Event]] = []
         """A heap: when (epoch seconds), which entry, whose upload or which retry."""
         self._entries = 0
+        self._challenges = 0
         self._stirred = asyncio.Event()
 
     async def run(self) -> None:
         """Until cancelled. Whatever the receiver does, it raises nothing."""
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar()
-        ) as http:
-            while not await self._verified(http, begun := self._world.now()):
-                await self._until(begun + VERIFY_AGAIN_AFTER_S)
-            self._stats.verified = True
-            with self._world.fleet.watched(self._changed):
-                for vehicle in self._world.fleet:
-                    self._changed(vehicle)
-                await self._deliver(http)
+        begun = self._world.now()
+        while not await self.verify():
+            await self._until(begun + VERIFY_AGAIN_AFTER_S)
+            begun = self._world.now()
+        with self._world.fleet.watched(self._changed):
+            self.begin_anew()
+            await self._deliver()
+
+    def begin_anew(self) -> None:
+        """As at Smartcar once a webhook is enabled: no backlog, and of each vehicle a first delivery."""
+        self._agenda.clear()
+        for vehicle in self._world.fleet:
+            subscriber = self._subscriber(vehicle)
+            subscriber.told_until = None
+            self._changed(vehicle)
+
+    def tell(self, vehicle: Vehicle, error: Json) -> None:
+        key = self._event_key(self._subscriber(vehicle), self._world.now())
+        event = Event(key, vehicle, _content("VEHICLE_ERROR", vehicle, errors=[error]))
+        self._put(self._world.now() + self._delay_s(event), event)
 
     # --- the handshake --------------------------------------------------------------------------------
 
-    async def _verified(self, http: aiohttp.ClientSession, now: float) -> bool:
+    async def verify(self) -> bool:
         """Whether the receiver knows the management token. The challenge itself is not signed."""
-        key = mix(self._key, round(now * 1000))
+        now = self._world.now()
+        self._challenges += 1
+        key = mix(mix(self._key, round(now * 1000)), self._challenges)
         challenge = token_of(key, 0)
         document = {
             "eventId": uuid_of(key, 1),
@@ -136,28 +161,37 @@ class Webhook:
                 datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             ),
         }
+        answered = await self._answer_to(orjson.dumps(document))
         expected = signature(self._world.management_token, challenge.encode())
+        is_right = isinstance(answered, str) and hmac.compare_digest(answered.encode(), expected.encode())
+        self._stats.verified = self._stats.verified or is_right
+        return is_right
+
+    async def _answer_to(self, challenge: bytes) -> object:
+        """What the receiver says the challenge is; None if it does not say."""
         try:
-            async with self._post(http, orjson.dumps(document), {}) as response:
+            async with self._post(challenge, {}) as response:
                 if response.status != 200 or response.content_type != "application/json":
-                    return False
+                    return None
                 answer = orjson.loads(await _beginning(response))
         except (aiohttp.ClientError, TimeoutError, OSError, orjson.JSONDecodeError):
-            return False
-        answered = answer.get("challenge") if isinstance(answer, dict) else None
-        return isinstance(answered, str) and hmac.compare_digest(answered.encode(), expected.encode())
+            return None
+        return answer.get("challenge") if isinstance(answer, dict) else None
 
     # --- what is due ----------------------------------------------------------------------------------
 
     def _changed(self, vehicle: Vehicle) -> None:
         """It came, was subscribed or consented to, or no longer is, or a command altered its course."""
-        subscriber = self._subscribers.setdefault(vehicle.number, Subscriber(vehicle))
+        subscriber = self._subscriber(vehicle)
         if not vehicle.reports:
             subscriber.told_until = subscriber.entry = None
         elif subscriber.told_until is None:
             self._arm(subscriber, self._world.now())
         else:
             self._arm_for_next(subscriber, subscriber.told_until)
+
+    def _subscriber(self, vehicle: Vehicle) -> Subscriber:
+        return self._subscribers.setdefault(vehicle.number, Subscriber(vehicle))
 
     def _arm_for_next(self, subscriber: Subscriber, after: float) -> None:
         until = after + LOOK_AHEAD_S
@@ -176,36 +210,48 @@ class Webhook:
     async def _next_event(self) -> Event:
         """The next one to be attempted, once it is time."""
         while True:
-            at = self._agenda[0][0] if self._agenda else inf
+            at = self._agenda[0][0] if self._agenda and not self._world.conduct.paused else inf
             if at > self._world.now():
                 await self._nap(at)
                 continue
             _, entry, due = heappop(self._agenda)
             if isinstance(due, Event):
                 if due.vehicle.reports:
-                    self._stats.retried += 1
                     return due
             elif due.entry == entry:
                 event = self._event_of(due, max(at, self._world.now() - CATCH_UP_S))
-                if event is not None:
+                if event is None:
+                    continue
+                delay_s = self._delay_s(event)
+                if delay_s == 0:
                     return event
+                self._put(self._world.now() + delay_s, event)
+
+    def _delay_s(self, event: Event) -> float:
+        """How late the conduct wants the next attempt."""
+        return unit(event.key, _FIRST_DELAY + event.attempts) * self._world.conduct.shuffle_s
 
     def _event_of(self, subscriber: Subscriber, at: float) -> Event | None:
         """What the receiver is to be told of the vehicle as of ``at``; None if there is nothing new."""
-        car, told_until = subscriber.vehicle.car, subscriber.told_until
+        vehicle, told_until = subscriber.vehicle, subscriber.told_until
         self._arm_for_next(subscriber, at)
-        newest = newest_upload(car, at)
-        if newest is None or (told_until is not None and newest == newest_upload(car, told_until)):
+        newest = newest_upload(vehicle.car, at)
+        if newest is None or (told_until is not None and newest == newest_upload(vehicle.car, told_until)):
             return None
         subscriber.told_until = at
-        subscriber.events += 1
-        key = mix(mix(car.key ^ _EVENTS, round(at * 1000)), subscriber.events)
-        signals = _signals(subscriber.vehicle, at)
-        if told_until is None:
-            return Event(key, subscriber.vehicle, signals, [{"type": "FIRST_DELIVERY"}])
-        return Event(
-            key, subscriber.vehicle, signals, _updates(signals, _signals(subscriber.vehicle, told_until))
+        signals = _signals(vehicle, at)
+        triggers = (
+            [{"type": "FIRST_DELIVERY"}]
+            if told_until is None
+            else _updates(signals, _signals(vehicle, told_until))
         )
+        content = _content("VEHICLE_STATE", vehicle, signals=signals) | {"triggers": triggers}
+        return Event(self._event_key(subscriber, at), vehicle, content, len(signals))
+
+    @staticmethod
+    def _event_key(subscriber: Subscriber, at: float) -> int:
+        subscriber.events += 1
+        return mix(mix(subscriber.vehicle.car.key ^ _EVENTS, round(at * 1000)), subscriber.events)
 
     async def _until(self, at: float) -> None:
         while self._world.now() < at:
@@ -221,80 +267,93 @@ class Webhook:
 
     # --- delivery -------------------------------------------------------------------------------------
 
-    async def _deliver(self, http: aiohttp.ClientSession) -> None:
+    async def _deliver(self) -> None:
         slots = asyncio.Semaphore(AT_ONCE)
         async with asyncio.TaskGroup() as attempts:
             while True:
                 await slots.acquire()
-                attempt = attempts.create_task(self._attempt(http, await self._next_event()))
+                attempt = attempts.create_task(self._attempt(await self._next_event()))
                 attempt.add_done_callback(lambda _: slots.release())
 
-    async def _attempt(self, http: aiohttp.ClientSession, event: Event) -> None:
+    async def _attempt(self, event: Event) -> None:
+        self._stats.retried += event.attempts > 0
         event.attempts += 1
-        if await self._accepted(http, self._body(event)):
+        copies = self._world.conduct.duplicate
+        self._stats.duplicated += copies
+        answers = await asyncio.gather(*(self._accepted(event) for _ in range(1 + copies)))
+        if answers[0]:
             self._stats.delivered += 1
             return
         self._stats.failed += 1
-        if event.attempts > len(RETRY_AFTER_S):
+        if event.attempts > len(RETRY_AFTER_S) or self._world.conduct.paused:
             self._stats.dropped += 1
         else:
-            self._put(self._world.now() + RETRY_AFTER_S[event.attempts - 1], event)
+            retry_after_s = RETRY_AFTER_S[event.attempts - 1] + self._delay_s(event)
+            self._put(self._world.now() + retry_after_s, event)
 
-    async def _accepted(self, http: aiohttp.ClientSession, body: bytes) -> bool:
-        signed = {SIGNATURE_HEADER: signature(self._world.management_token, body)}
+    async def _accepted(self, event: Event) -> bool:
+        event.deliveries += 1
+        body = self._body(event)
+        headers = self._signed(event, body)
+        if self._world.conduct.reserialised:
+            body = json.dumps(orjson.loads(body), indent=1).encode()
         try:
-            async with self._post(http, body, signed) as response:
+            async with self._post(body, headers) as response:
                 return 200 <= response.status < 300
         except (aiohttp.ClientError, TimeoutError, OSError):
             return False
 
+    def _signed(self, event: Event, body: bytes) -> dict[str, str]:
+        conduct = self._world.conduct
+        if conduct.unsigned:
+            return {}
+        is_wrong = unit(event.key, _FIRST_SIGNATURE + event.deliveries) < conduct.wrong_signature
+        token = self._world.management_token
+        return {conduct.header: signature(f"not {token}" if is_wrong else token, body)}
+
     def _post(
-        self, http: aiohttp.ClientSession, body: bytes, headers: Mapping[str, str]
+        self, body: bytes, headers: Mapping[str, str]
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        return http.post(
+        return self._http.post(
             self._url,
-            data=body,
+            data=BytesIO(body),  # bytes alone aiohttp warns of when they are many
             headers={"Content-Type": "application/json", **headers},
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_S / self._world.clock.speed),
         )
 
     def _body(self, event: Event) -> bytes:
-        """Of the present attempt: the event is the same in all of them, the delivery is another one."""
-        vehicle, car = event.vehicle, event.vehicle.car
-        meta = self._meta(uuid_of(event.key, event.attempts), round(self._world.now() * 1000))
-        return orjson.dumps(
-            {
-                "eventId": uuid_of(event.key, 0),
-                "eventType": "VEHICLE_STATE",
-                "data": {
-                    "user": {"id": vehicle.user_id},
-                    "vehicle": {
-                        "id": vehicle.id,
-                        "make": car.cloud.make,
-                        "model": car.model,
-                        "year": car.year,
-                    },
-                    "signals": event.signals,
-                },
-                "triggers": event.triggers,
-                "meta": meta
-                | {
-                    "mode": "LIVE" if self._world.options.mode == "live" else "TEST",
-                    "signalCount": len(event.signals),
-                },
-            }
-        )
+        """Of the present delivery: the event is the same in all of them."""
+        meta = self._meta(uuid_of(event.key, event.deliveries), round(self._world.now() * 1000))
+        meta["mode"] = "LIVE" if self._world.options.mode == "live" else "TEST"
+        if event.signal_count is not None:
+            meta["signalCount"] = event.signal_count
+        document = {"eventId": uuid_of(event.key, 0), **event.content, "meta": meta}
+        body = orjson.dumps(document)
+        lacking = self._world.conduct.oversize_bytes - len(body)
+        return body if lacking <= 0 else orjson.dumps(document | {"filling": "x" * lacking})
 
     def _meta(self, delivery_id: str, delivered_at: int | str) -> Json:
         """``delivered_at``: a string in a challenge, else epoch milliseconds."""
         return {
-            "version": VERSION,
+            "version": self._world.conduct.version,
             "webhookId": self._world.webhook_id,
             "webhookName": self._world.webhook_name,
             "deliveryId": delivery_id,
             "deliveredAt": delivered_at,
         }
+
+
+def _content(event_type: str, vehicle: Vehicle, **data: Sequence[Json]) -> Json:
+    car = vehicle.car
+    return {
+        "eventType": event_type,
+        "data": {
+            "user": {"id": vehicle.user_id},
+            "vehicle": {"id": vehicle.id, "make": car.cloud.make, "model": car.model, "year": car.year},
+            **data,
+        },
+    }
 
 
 async def _beginning(response: aiohttp.ClientResponse) -> bytes:

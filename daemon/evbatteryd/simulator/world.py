@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from evbatteryd.simulator.clock import Clock
 from evbatteryd.simulator.clouds import clouds_named
+from evbatteryd.simulator.conduct import AS_SMARTCAR
 from evbatteryd.simulator.draws import key_of, log_normal, token_of, uuid_of
 from evbatteryd.simulator.faults import Faults
 from evbatteryd.simulator.fleet import Fleet, Vehicle
@@ -57,6 +58,13 @@ class SimulatorOptions:
     mode: str = "live"
     webhook: str | None = field(default=None, repr=False)
     """The URL that webhooks go to; it may hold a password. None: there are none."""
+    auto_subscribe: bool = True
+    """A consent alone subscribes a vehicle to the webhook. False: only a request for it does, and until then
+    nothing is known of the vehicle; this is also so for those of the beginning."""
+    redirect_uris: Sequence[str] = ()
+    """Where Connect may send browsers back to, exactly. Empty: anywhere by TLS, and to any loopback host."""
+    connect_code: bool = True
+    """Whether Connect adds a ``code`` to its answer, as it does for applications that still use API v2.0."""
 
     def __post_init__(self) -> None:
         wrong = [
@@ -81,7 +89,11 @@ class SimulatorOptions:
                 (f"mode must be one of {', '.join(MODES)}, not {self.mode!r}", self.mode not in MODES),
                 (
                     "webhook must be a URL like http://127.0.0.1:9782/webhooks/smartcar",
-                    self.webhook is not None and not _is_web_address(self.webhook),
+                    self.webhook is not None and not is_web_address(self.webhook),
+                ),
+                (
+                    "redirect_uris must be URLs like http://127.0.0.1:9782/enrol/callback",
+                    not all(map(is_web_address, self.redirect_uris)),
                 ),
             )
             if is_wrong
@@ -90,12 +102,28 @@ class SimulatorOptions:
             raise ValueError("; ".join(wrong))
 
 
-def _is_web_address(url: str) -> bool:
+def is_web_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # brackets without an end, a port beyond 65535
         return False
+
+
+class Notifier(Protocol):
+    """Whoever sends the webhooks, as far as others may tell it what to do."""
+
+    async def verify(self) -> bool:
+        """Send the challenge; whether it was answered right."""
+        ...
+
+    def tell(self, vehicle: Vehicle, error: dict[str, Any]) -> None:
+        """Send an error of a vehicle."""
+        ...
+
+    def begin_anew(self) -> None:
+        """Forget all that is still to be sent, and what was: each vehicle gets its first delivery again."""
+        ...
 
 
 class World:
@@ -117,6 +145,7 @@ class World:
             clouds_named(options.brands),
             load_lives(Path(options.traces) if options.traces is not None else None),
             options.seed,
+            auto_subscribe=options.auto_subscribe,
         )
         for _ in range(options.vehicles):
             self.fleet.add()
@@ -126,6 +155,9 @@ class World:
         self.plan = Plan(options.calls_per_vehicle, options.period)
         self.faults = Faults(options.seed)
         self.stats = Stats()
+        self.conduct = AS_SMARTCAR
+        self.notifier: Notifier | None = None
+        """None while no webhooks are sent."""
 
     def now(self) -> float:
         """The world's time, in epoch seconds."""
