@@ -16,13 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from evbatteryd.domain.fleet import Trouble
 from evbatteryd.domain.reading import ChargeState, Signal
 from evbatteryd.web import app as web_app
+from evbatteryd.web import control
 from tests.fakes import START
 from tests.web.builders import HOUR, MINUTE, car
-from tests.web.conftest import Serve, served
+from tests.web.conftest import CONNECT, Serve, served
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -217,8 +219,8 @@ async def test_search_and_freshness_go_along_from_page_to_page(serve: Serve) -> 
     assert page.all("a", rel="next", href="/?q=a+%26&freshness=fresh&page=2")
     assert page.all("input", name="q", value="a &")
     assert page.all("a", href="/?q=a+%26&freshness=stale")
-    (chosen,) = page.all("a", aria_current="page")
-    assert chosen["href"] == "/?q=a+%26&freshness=fresh"
+    chosen = [link["href"] for link in page.all("a", aria_current="page") if link["href"] != "/"]
+    assert chosen == ["/?q=a+%26&freshness=fresh"]
 
 
 async def test_the_api_lists_and_pages(serve: Serve) -> None:
@@ -313,10 +315,69 @@ async def test_every_answer_is_protected(serve: Serve, address: str) -> None:
         assert "default-src 'self'" in policy
         assert "unsafe" not in policy
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["Referrer-Policy"] == "same-origin"
+        assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert "camera=()" in answer.headers["Permissions-Policy"]
+        assert "Strict-Transport-Security" not in answer.headers
         assert "Set-Cookie" not in answer.headers
         kept = answer.headers["Cache-Control"]
         assert kept == ("public, max-age=3600" if address == "/favicon.svg" else "no-store")
+
+
+async def test_a_page_that_holds_a_secret_is_not_compressed(serve: Serve) -> None:
+    """Or its length would tell, letter by letter, what of the secret is also in an attacker's words."""
+    async with serve(car()) as site, aiohttp.ClientSession(auto_decompress=False) as raw:
+        for address, squeezed in (("/", True), ("/enrol", False)):
+            async with raw.get(site.url + address, headers={"Accept-Encoding": "gzip"}) as answer:
+                assert ("Content-Encoding" in answer.headers) is squeezed, address
+                assert (b'name="form"' in await answer.read()) is not squeezed, address
+
+
+async def test_a_page_that_leads_elsewhere_has_its_own_policy(serve: Serve) -> None:
+    async with serve(car()) as site:
+        policies = {}
+        for address in ("/", "/enrol"):
+            async with site.client.get(site.url + address) as answer:
+                policies[address] = answer.headers.getall("Content-Security-Policy")
+        assert [len(policy) for policy in policies.values()] == [1, 1]
+        assert CONNECT in policies["/enrol"][0]
+        assert CONNECT not in policies["/"][0]
+
+
+@pytest.mark.parametrize(
+    "address", ["/enrol/i/very-secret", "/api/enrolments/very-secret", "/?q=very-secret"]
+)
+async def test_a_mistake_is_logged_without_what_the_address_holds(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    def fail_at_once(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with serve(car()) as site:
+        for bug in (
+            (site.enrolments, "invitation", fail),
+            (control, "whole_number", fail_at_once),
+            (web_app, "find", fail),
+        ):
+            monkeypatch.setattr(*bug)
+        with capture_logs() as log:
+            async with site.client.get(site.url.replace("127.0.0.1", "localhost") + address) as answer:
+                assert answer.status == 500
+                assert "very-secret" not in await answer.text()
+    assert [line["event"] for line in log] == ["http.failed"]
+    assert "very-secret" not in str(log)
+
+
+async def test_a_store_that_cannot_be_written_is_said_on_a_page(serve: Serve) -> None:
+    async with serve(car()) as site:
+        site.store.broken = True
+        async with site.client.get(f"{site.url}/invitations") as answer:
+            assert (answer.status, answer.content_type) == (503, "text/html")
+            assert "nothing was changed" in await answer.text()
 
 
 @pytest.mark.parametrize("address", PAGES)

@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
+from playwright.async_api import Browser, expect
 
 from evbatteryd.domain.reading import ChargeState, Signal
 from evbatteryd.web import app as web_app
 from evbatteryd.web import view
+from tests.chromium import CUT_OFF, PHONE, chromium, complaints
 from tests.fakes import START
 from tests.web.builders import HOUR, MINUTE, car
 from tests.web.conftest import Serve
 
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PHONE = {"width": 390, "height": 844}
 LONG = "A car with a name that goes on and on and_never_has_a_space_where_a_line_could_be_broken_at_all"
-
-CUT_OFF = """[...document.querySelectorAll("body *")]
-    .filter((part) => part.clientWidth > 1 && part.scrollWidth > part.clientWidth + 1)
-    .map((part) => part.outerHTML)"""
 
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI has to provide chromium")
-        pytest.skip("chromium is not installed")
-    async with async_playwright() as playwright:
-        launched = await playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+    async with chromium() as launched:
         yield launched
-        await launched.close()
-
-
-def complaints(page: Page) -> list[str]:
-    """What the browser will complain of: errors of the script, of the policy, of the network."""
-    heard: list[str] = []
-
-    def listen(message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
-            heard.append(message.text)
-
-    page.on("console", listen)
-    page.on("pageerror", lambda error: heard.append(str(error)))
-    # A stream is cut off when its page is left: that is how it ends.
-    page.on(
-        "requestfailed", lambda request: heard.append(request.url) if "/rows" not in request.url else None
-    )
-    return heard
 
 
 async def test_the_page_lives(browser: Browser, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

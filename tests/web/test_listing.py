@@ -63,6 +63,14 @@ async def test_freshness_is_counted_and_chosen() -> None:
     assert [one.slug for one in await found.cut(0, 10)] == ["car_2", "car_3"]
 
 
+async def test_withdrawn_cars_are_found_only_by_those_who_ask() -> None:
+    cars = fleet(car(1), car(2, withdrawn_at=START))
+    found = await find(cars, Query(withdrawn=True), START)
+    assert (found.enrolled, found.total) == (2, 2)
+    assert [one.slug for one in await found.cut(0, 10)] == ["car_1", "car_2"]
+    assert (await find(cars, Query(), START)).total == 1
+
+
 async def test_others_have_their_turn() -> None:
     slices = 6
     cars = fleet(*(car(number) for number in range(slices * CARS_PER_SLICE)))

@@ -1,4 +1,4 @@
-"""The local web: the page, the API, the metrics, the health of the daemon. It shows; it changes nothing."""
+"""The local web: pages, API, metrics, health, put together; and what holds for every answer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,28 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.freshness import Freshness
-from evbatteryd.domain.ports import Clock
-from evbatteryd.web import view
+from evbatteryd.domain.ports import Clock, Steward
+from evbatteryd.domain.webhook import WebhookReceiver
+from evbatteryd.enrol.enrolment import Enrolments
+from evbatteryd.web import control, enrolling, managing, receiving, view
 from evbatteryd.web.announcer import Announcer
+from evbatteryd.web.answers import (
+    JSON,
+    LARGEST_BODY,
+    as_json,
+    as_page,
+    compressed,
+    freshness_named,
+    no_such_car,
+    whole_number,
+)
+from evbatteryd.web.guard import VISITOR, Access, Guard, public, reader
 from evbatteryd.web.listing import Query, find
-from evbatteryd.web.rendering import Pages
+from evbatteryd.web.parts import Parts
+from evbatteryd.web.rendering import Pages, level_of
 from evbatteryd.web.serving import serving
 
 __all__ = ["ANNOUNCER", "Health", "make_app", "serving"]
@@ -41,13 +56,54 @@ TEXT_FORMAT: Final = "text/plain; version=0.0.4; charset=utf-8"
 ANNOUNCER = web.AppKey("announcer", Announcer)
 """Where the flow finds whom to tell that a car changed: ``app[ANNOUNCER].changed(car)``."""
 _PAGES = web.AppKey("pages", Pages)
+_GUARD = web.AppKey("guard", Guard)
 
+_NOT_NEEDED = (
+    "accelerometer",
+    "autoplay",
+    "camera",
+    "display-capture",
+    "encrypted-media",
+    "fullscreen",
+    "geolocation",
+    "gyroscope",
+    "magnetometer",
+    "microphone",
+    "midi",
+    "payment",
+    "picture-in-picture",
+    "publickey-credentials-get",
+    "screen-wake-lock",
+    "usb",
+    "xr-spatial-tracking",
+)
+"""What browsers could do for a page: https://github.com/w3c/webappsec-permissions-policy (features.md)."""
 _PROTECTION = {
     "Content-Security-Policy": (
         "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
     ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": ", ".join(f"{feature}=()" for feature in _NOT_NEEDED),
+    # With no-referrer a browser says "Origin: null" of our own forms, too, and they look like anybody's:
+    # https://fetch.spec.whatwg.org/#append-a-request-origin-header
+    "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+}
+"""Unless an answer says otherwise by itself."""
+_ONLY_HTTPS = "max-age=31536000"
+_KEPT = ("Allow", "Retry-After", "WWW-Authenticate")
+"""Headers of a refusal that go with it."""
+_STORE_RETRY = "30"
+"""Seconds: a full disk is not emptied in one."""
+_TITLES = {
+    401: "For those who run it",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Not allowed",
+    429: "Too often",
+    500: "Failed",
+    503: "Not now",
 }
 _BEGUN = web.RequestKey("begun", web.StreamResponse)
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -71,13 +127,29 @@ class Health:
 
 
 def make_app(
-    fleet: Fleet, clock: Clock, exposition: Exposition, health: Health, *, started_at: datetime
+    fleet: Fleet,
+    clock: Clock,
+    exposition: Exposition,
+    health: Health,
+    *,
+    started_at: datetime,
+    access: Access,
+    enrolments: Enrolments,
+    steward: Steward,
+    webhook: WebhookReceiver,
 ) -> web.Application:
     """The whole surface, ready to be served."""
-    app = web.Application(middlewares=[_mistakes], client_max_size=64 * 1024)
+    guard = Guard(access, clock)
+    app = web.Application(middlewares=[_mistakes, guard.middleware], client_max_size=LARGEST_BODY)
     app[ANNOUNCER] = announcer = Announcer()
+    app[_GUARD] = guard
     app[_PAGES] = pages = Pages(clock, started_at)
-    site = _Site(fleet, clock, exposition, health, announcer, pages)
+    site = _Site(fleet, clock, exposition, health, announcer, pages, guard)
+    parts = Parts(fleet, clock, guard, pages, enrolments, steward)
+    app.add_routes(enrolling.routes(parts))
+    app.add_routes(managing.routes(parts))
+    app.add_routes(control.routes(parts))
+    app.add_routes(receiving.routes(webhook, clock))
     app.router.add_get("/", site.page)
     app.router.add_get("/rows", site.rows)
     app.router.add_get("/metrics", site.metrics)
@@ -88,6 +160,7 @@ def make_app(
     app.router.add_get("/api/events", site.events)
     app.router.add_get("/assets/{name}", site.asset)
     app.router.add_get("/favicon.svg", site.asset)
+    app.on_response_prepare.append(guard.remember)
     app.on_response_prepare.append(_protect)
 
     async def close(_: web.Application) -> None:
@@ -108,6 +181,7 @@ class _Site:
         health: Health,
         announcer: Announcer,
         pages: Pages,
+        guard: Guard,
     ) -> None:
         self._fleet = fleet
         self._clock = clock
@@ -115,15 +189,17 @@ class _Site:
         self._health = health
         self._announcer = announcer
         self._pages = pages
+        self._guard = guard
 
     # For people
 
+    @reader
     async def page(self, request: web.Request) -> web.Response:
         now = self._clock.now()
-        query = Query(request.query.get("q", "").strip(), _freshness(request.query.get("freshness", "")))
+        query = Query(request.query.get("q", "").strip(), freshness_named(request.query.get("freshness", "")))
         found = await find(self._fleet, query, now)
         last = max((found.total - 1) // CARS_PER_PAGE, 0) + 1
-        number = min(max(_number(request.query.get("page", "")) or 1, 1), last)
+        number = min(max(whole_number(request.query.get("page", "")) or 1, 1), last)
         first = (number - 1) * CARS_PER_PAGE
         rows = [
             view.row(car, self._fleet.profile(car), self._fleet.freshness(car, now))
@@ -132,6 +208,7 @@ class _Site:
         html = self._pages.html(
             "fleet.html",
             now,
+            level=level_of(request, self._guard),
             rows=rows,
             found=found,
             query=query,
@@ -143,8 +220,9 @@ class _Site:
             reasons=[*self._health.healthy(), *self._health.ready()],
         )
         await asyncio.sleep(0)  # To write a hundred cars and to squeeze them are two turns' work.
-        return _html(html)
+        return as_page(html)
 
+    @reader
     async def rows(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events for the page: each car it shows as HTML, now and when it looks different."""
         slugs = _slugs(request)
@@ -185,6 +263,7 @@ class _Site:
         told = {"now": self._clock.now(), "speed": self._clock.speed}
         return orjson.dumps(told, option=orjson.OPT_UTC_Z).decode()
 
+    @public
     async def asset(self, request: web.Request) -> web.Response:
         """A file of ours. An address with ``v`` names its content, so that one may be kept for ever."""
         try:
@@ -192,7 +271,7 @@ class _Site:
         except KeyError:
             raise web.HTTPNotFound from None
         kept = "max-age=31536000, immutable" if "v" in request.query else "max-age=3600"
-        return _compressed(
+        return compressed(
             web.Response(
                 body=body,
                 content_type=media_type,
@@ -203,36 +282,45 @@ class _Site:
 
     # For programs
 
+    @reader
     async def vehicles(self, request: web.Request) -> web.Response:
         now = self._clock.now()
         asked = request.query
-        freshness = _freshness(asked.get("freshness", ""))
+        freshness = freshness_named(asked.get("freshness", ""))
         if freshness is None and "freshness" in asked:
             raise web.HTTPBadRequest(text=f"freshness is one of {', '.join(Freshness)}")
-        limit = _number(asked.get("limit", str(CARS_PER_PAGE)))
-        offset = _number(asked.get("offset", "0"))
+        limit = whole_number(asked.get("limit", str(CARS_PER_PAGE)))
+        offset = whole_number(asked.get("offset", "0"))
         if limit is None or not 1 <= limit <= MOST_PER_CALL:
             raise web.HTTPBadRequest(text=f"limit is a whole number from 1 to {MOST_PER_CALL}")
         if offset is None:
             raise web.HTTPBadRequest(text="offset is a whole number from 0 on")
-        found = await find(self._fleet, Query(asked.get("q", ""), freshness), now)
+        withdrawn = asked.get("withdrawn", "0")
+        if withdrawn not in ("0", "1"):
+            raise web.HTTPBadRequest(text="withdrawn is 0 or 1")
+        if withdrawn == "1" and not request[VISITOR].operator:
+            raise web.HTTPForbidden(text="withdrawn vehicles are shown to those who run evbatteryd alone")
+        query = Query(asked.get("q", ""), freshness, withdrawn=withdrawn == "1")
+        found = await find(self._fleet, query, now)
         cars = await found.cut(offset, limit)
-        return _json(
+        return as_json(
             {
                 "now": now,
                 "total": found.total,
                 "limit": limit,
                 "offset": offset,
-                "vehicles": [view.as_json(car, self._fleet.freshness(car, now), now) for car in cars],
+                "vehicles": [self._told(request, car, now) for car in cars],
             }
         )
 
+    @reader
     async def vehicle(self, request: web.Request) -> web.Response:
         car = self._fleet.by_slug(request.match_info["slug"])
         if car is None:
-            raise web.HTTPNotFound(text="no vehicle has this name; /api/vehicles lists them")
-        return _json(self._told(car))
+            raise no_such_car()
+        return as_json(self._told(request, car, self._clock.now()))
 
+    @reader
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: ``vehicle`` for each car that changed, ``reset`` when some were left out."""
         slugs = _slugs(request) or None
@@ -241,19 +329,21 @@ class _Site:
             while stream.open and not listener.closed:
                 news = await listener.news(KEEP_ALIVE_S)
                 events = [_event("reset", "{}")] if news.missed else []
+                now = self._clock.now()
                 events += [
-                    _event("vehicle", orjson.dumps(self._told(car), option=_JSON).decode())
+                    _event("vehicle", orjson.dumps(self._told(request, car, now), option=JSON).decode())
                     for car in news.cars
                 ]
                 await stream.send(events or [": keep-alive\n\n"])
         return stream.response
 
-    def _told(self, car: Car) -> dict[str, object]:
-        now = self._clock.now()
-        return view.as_json(car, self._fleet.freshness(car, now), now)
+    def _told(self, request: web.Request, car: Car, now: datetime) -> dict[str, object]:
+        told = view.as_json(car, self._fleet.freshness(car, now), now)
+        return told | view.consent_json(car) if request[VISITOR].operator else told
 
     # For those who watch over it
 
+    @reader
     async def metrics(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": TEXT_FORMAT, "Vary": "Accept-Encoding"})
         squeezed = _accepts_gzip(request)
@@ -273,14 +363,16 @@ class _Site:
         await response.write_eof()
         return response
 
+    @public
     async def healthy(self, _: web.Request) -> web.Response:
         reasons = self._health.healthy()
         text = "\n".join(reasons) if reasons else "evbatteryd is healthy."
         return web.Response(text=f"{text}\n", status=503 if reasons else 200)
 
+    @public
     async def ready(self, _: web.Request) -> web.Response:
         reasons = self._health.ready()
-        return _json({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+        return as_json({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
 
 class _Stream:
@@ -317,66 +409,47 @@ async def _mistakes(request: web.Request, handler: Handler) -> web.StreamRespons
         if mistake.status < 400:
             raise
         status, detail = mistake.status, mistake.text or ""
-        headers = {"Allow": mistake.headers["Allow"]} if "Allow" in mistake.headers else {}
+        headers = {name: mistake.headers[name] for name in _KEPT if name in mistake.headers}
     except ConnectionError:
         if _BEGUN in request:
             return request[_BEGUN]  # The client went away, as it may.
         raise
+    except StoreError:
+        status, headers = 503, {"Retry-After": _STORE_RETRY}
+        detail = "the store cannot be written at the moment: nothing was changed"
     except Exception:
         if _BEGUN in request:
             raise
-        _log.exception("http.failed", path=request.path)
+        _log.exception("http.failed", route=_route(request))
         status, detail, headers = 500, "evbatteryd made a mistake; its log has the details", {}
     return _refusal(request, status, detail, headers)
+
+
+def _route(request: web.Request) -> str:
+    """Which of our addresses it was, without what stands in its variable parts: that may be a secret."""
+    resource = request.match_info.route.resource
+    return "none" if resource is None else resource.canonical
 
 
 def _refusal(request: web.Request, status: int, detail: str, headers: Mapping[str, str]) -> web.Response:
     generic = f"{status}: "
     detail = "" if detail.startswith(generic) else detail
-    title = {404: "Not found", 405: "Not allowed", 500: "Failed"}.get(status, "Not understood")
-    if request.path.startswith("/api/"):
-        return _json({"status": status, "error": detail or title.lower()}, status=status, headers=headers)
-    page = request.app[_PAGES].html("error.html", status=status, title=title, detail=detail)
-    return _html(page, status=status, headers=headers)
+    title = _TITLES.get(status, "Not understood")
+    if request.path.startswith(("/api/", "/webhooks/")):
+        return as_json({"status": status, "error": detail or title.lower()}, status=status, headers=headers)
+    level = level_of(request, request.app[_GUARD])
+    page = request.app[_PAGES].html("error.html", level=level, status=status, title=title, detail=detail)
+    return as_page(page, status=status, headers=headers)
 
 
 async def _protect(request: web.Request, response: web.StreamResponse) -> None:
     request[_BEGUN] = response
-    response.headers.update(_PROTECTION)
+    for name, value in _PROTECTION.items():
+        response.headers.setdefault(name, value)
+    visitor = request.get(VISITOR)
+    if visitor is not None and visitor.secure:
+        response.headers.setdefault("Strict-Transport-Security", _ONLY_HTTPS)
     response.headers.setdefault("Cache-Control", "no-store")
-
-
-_JSON = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
-
-
-def _json(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return _compressed(
-        web.Response(
-            body=orjson.dumps(body, option=_JSON | orjson.OPT_APPEND_NEWLINE),
-            status=status,
-            content_type="application/json",
-            headers=headers,
-        )
-    )
-
-
-def _html(text: str, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    return _compressed(web.Response(text=text, status=status, content_type="text/html", headers=headers))
-
-
-def _compressed(response: web.Response) -> web.Response:
-    response.enable_compression()
-    response.headers["Vary"] = "Accept-Encoding"
-    return response
-
-
-def _freshness(text: str) -> Freshness | None:
-    return Freshness(text) if text in tuple(Freshness) else None
-
-
-def _number(text: str) -> int | None:
-    """A whole number from 0 on, of at most nine digits."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def _slugs(request: web.Request) -> frozenset[str]:

@@ -27,6 +27,8 @@ class Query:
     text: str = ""
     """Every word of it occurs in the car's name, slug, make or model. Case does not matter."""
     freshness: Freshness | None = None
+    withdrawn: bool = False
+    """Cars whose consent was withdrawn are looked for, too."""
 
     def matches(self, car: Car) -> bool:
         if not self.text:
@@ -38,10 +40,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matches:
-    """The cars that a query finds. Those whose consent was withdrawn are not listed at all."""
+    """The cars that a query finds."""
 
     enrolled: int
-    """Cars there are, whatever the query."""
+    """Cars there are, whatever the query's words; withdrawn ones only if it asks for them."""
     by_freshness: Mapping[Freshness, int]
     """How many match the query's text, by freshness."""
     total: int
@@ -68,7 +70,7 @@ async def find(fleet: Fleet, query: Query, now: datetime) -> Matches:
     while some := list(islice(cars, CARS_PER_SLICE)):
         run: list[_Keyed] = []
         for car in some:
-            if car.vehicle.withdrawn_at is not None:
+            if car.vehicle.withdrawn_at is not None and not query.withdrawn:
                 continue
             enrolled += 1
             if not query.matches(car):

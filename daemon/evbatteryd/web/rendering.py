@@ -6,18 +6,28 @@ import hashlib
 from datetime import UTC, datetime
 from importlib import resources
 
+from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from evbatteryd import __version__
 from evbatteryd.domain.cadence import words
 from evbatteryd.domain.ports import Clock
 from evbatteryd.web import view
+from evbatteryd.web.guard import VISITOR, Guard, Level
 
 _ASSETS = {
     "style.css": "text/css",
     "page.js": "text/javascript",
     "favicon.svg": "image/svg+xml",
 }
+
+
+def level_of(request: web.Request, guard: Guard) -> Level:
+    """What this visitor may see."""
+    visitor = request.get(VISITOR)
+    if visitor is not None and visitor.operator:
+        return Level.OPERATOR
+    return Level.READER if guard.access.open_to_read else Level.PUBLIC
 
 
 class Pages:
@@ -47,11 +57,18 @@ class Pages:
             self._templates.get_template(name)
         self._row = self._templates.get_template("row.html")
 
-    def html(self, name: str, now: datetime | None = None, **context: object) -> str:
-        """A whole page, as of ``now``."""
+    def html(
+        self, name: str, now: datetime | None = None, /, *, level: Level = Level.PUBLIC, **context: object
+    ) -> str:
+        """A whole page, as of ``now``. Links to what visitors of this ``level`` may not see are left out."""
         now = now or self._clock.now()
         return self._templates.get_template(name).render(
-            now=now, speed=self._clock.speed, up=words(now - self._started_at), **context
+            now=now,
+            speed=self._clock.speed,
+            up=words(now - self._started_at),
+            reads=level >= Level.READER,
+            operates=level >= Level.OPERATOR,
+            **context,
         )
 
     def row(self, row: view.Row, now: datetime) -> str:

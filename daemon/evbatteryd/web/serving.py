@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 GRACE_S = 3.0
 """Real seconds that answers under way have when the daemon ends."""
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """aiohttp answers what is no HTTP with 400, and would log it as an error: with what was sent, secrets or
+    not, and as often as anybody likes."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
+
+
+_log = logging.getLogger(__name__)
+_log.addFilter(_is_ours)
 
 
 @asynccontextmanager
@@ -23,7 +36,7 @@ async def serving(
 
     Raises OSError that says what is taken and how to mend it.
     """
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S)
+    runner = web.AppRunner(app, access_log=None, logger=_log, shutdown_timeout=GRACE_S)
     await runner.setup()
     try:
         if unix_path is None:

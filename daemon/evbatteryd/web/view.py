@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from urllib.parse import urlencode
 
 from evbatteryd.domain.cadence import words
 from evbatteryd.domain.fleet import Car, Trouble
@@ -15,6 +16,9 @@ from evbatteryd.domain.freshness import Freshness
 from evbatteryd.domain.profile import Activity, BrandProfile
 from evbatteryd.domain.reading import ChargeState, Signal
 
+MOBILE_ONLY = frozenset({"ford", "lincoln"})
+"""Brands whose owners Connect no longer lets in by a browser, but only by an app for phones, since November
+2024: https://smartcar.com/docs/help/brand-quirks"""
 LONGEST_REQUEST = timedelta(minutes=5)
 """A poll that fell due this recently may be under way: the source gives up after 300 s."""
 
@@ -47,10 +51,22 @@ def as_json(car: Car, freshness: Freshness, now: datetime) -> dict[str, object]:
         "activity": schedule.activity,
         "next_poll": schedule.due,
         "reason": schedule.reason,
+        "pushed_at": schedule.pushed_at,
         "last_outcome": schedule.outcome or None,
         "trouble": None if car.trouble is None else _trouble_json(car.trouble),
         "reading_id": car.reading_id,
         "withdrawn_at": car.vehicle.withdrawn_at,
+    }
+
+
+def consent_json(car: Car) -> dict[str, object]:
+    """What the API tells beyond that, to those who run evbatteryd: who consented to what."""
+    vehicle = car.vehicle
+    return {
+        "application": vehicle.consent.application,
+        "invited": vehicle.invited,
+        "permissions": sorted(vehicle.consent.permissions),
+        "enrolled_at": vehicle.enrolled_at,
     }
 
 
@@ -103,6 +119,8 @@ class Row:
     due: datetime | None
     reason: str
     plight: Plight | None
+    again: str | None
+    """Where its owner consents anew; None while the consent stands."""
 
 
 def row(car: Car, profile: BrandProfile, freshness: Freshness) -> Row:
@@ -121,6 +139,7 @@ def row(car: Car, profile: BrandProfile, freshness: Freshness) -> Row:
         due=car.schedule.due,
         reason=car.schedule.reason,
         plight=None if car.trouble is None else plight(car.trouble),
+        again=consent_again(car),
     )
 
 
@@ -192,6 +211,21 @@ def plight(trouble: Trouble) -> Plight:
         since=trouble.since,
         grave=trouble.outcome in _GRAVE,
     )
+
+
+def consent_again(car: Car) -> str | None:
+    """Where the owner of a car whose consent is lost consents anew; None while the consent stands."""
+    if car.consented:
+        return None
+    asked = {"application": car.vehicle.consent.application}
+    if car.vehicle.brand not in MOBILE_ONLY:
+        asked["make"] = make_code(car.vehicle.brand)
+    return "/enrol?" + urlencode(asked)
+
+
+def make_code(brand: str) -> str:
+    """Connect's code of a brand: ``LAND_ROVER``."""
+    return brand.upper()
 
 
 def _rounded(value: float | None) -> int | None:
