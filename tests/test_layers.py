@@ -25,22 +25,26 @@ ROOMS: dict[str, set[str] | None] = {
     "domain": set(),
     "durations": set(),
     "problems": set(),
+    "localkey": set(),
     "sdnotify": set(),
     "secret": set(),
     "simulator": set(),  # so that no bug can hide on both sides
     # The rooms: the middle, never each other.
     "brands": FACTS,
+    "enrol": FACTS,
     "flow": FACTS,
+    "operate": FACTS,
     "sinks": FACTS,
     "sources": FACTS,
     "store": FACTS,
-    "web": FACTS,
+    "web": FACTS | {"enrol"},
     "logs": FACTS | {"secret"},
     "settings": FACTS | {"brands", "secret"},
     # The rim: wires the rooms together.
     "service": EVERYTHING,
     "demo": EVERYTHING,
     "view": EVERYTHING,
+    "commands": EVERYTHING,
     "cli": EVERYTHING,
     "__main__": {"cli"},
 }
@@ -51,6 +55,8 @@ ONLY_FOR = {
     "simulator": {"cli", "demo"},
     "demo": {"cli"},
     "view": {"cli", "demo"},
+    "operate": {"commands"},
+    "commands": {"cli"},
     "cli": {"__main__"},
 }
 """Rooms that even the rim may not import from everywhere."""

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from evbatteryd.domain.ledger import Budget, Period
+from evbatteryd.enrol import consent
 from evbatteryd.problems import Misconfigured, Problem
 from evbatteryd.secret import Secret
 from evbatteryd.settings import (
     ENVIRONMENT,
+    PERMISSIONS,
     Listen,
     MqttUrl,
+    Proxies,
     Settings,
     describe,
     known_keys,
@@ -34,11 +38,17 @@ from evbatteryd.settings import (
 
 EXAMPLE = Path(__file__).parent.parent / "config" / "evbatteryd.toml"
 SECRET = "b-very-hush-hush-Secret_42"
+TOKEN = "an-admin-token-Of-Ours"
 MINIMAL = """
 [smartcar.home]
 client_id = "client_1"
 client_secret = { file = "secret" }
 """
+
+
+PROXIED = MINIMAL + '[http]\ntrusted_proxies = ["10.0.0.1"]\n'
+"""Behind a reverse proxy; open at the end of [http]."""
+ADMIN = 'admin_token = { file = "secret" }'
 
 
 @pytest.fixture
@@ -99,11 +109,17 @@ def test_one_application_is_all_it_takes(loader: Loader) -> None:
     assert home.client_secret.reveal() == SECRET
     assert home.management_token is None
     assert home.mode == "live"
+    assert home.permissions == PERMISSIONS == consent.PERMISSIONS
+    assert home.country is None
     assert home.origins.iam == "https://iam.smartcar.com"
     assert home.budget == Budget()
     assert settings.mqtt is not None
     assert settings.mqtt.url == MqttUrl("mqtt", "localhost", 1883)
-    assert settings.http.listen == Listen("127.0.0.1", 9782)
+    http = settings.http
+    assert http.listen == Listen("127.0.0.1", 9782)
+    assert (http.public_url, http.admin_token, http.admin_header) == (None, None, None)
+    assert not http.trusted_proxies
+    assert (http.admin_users, http.open_to_read, http.enrolment) == ((), False, "invitation")
     assert settings.store.url.path == Path("/var/lib/evbatteryd/evbatteryd.db")
     assert settings.store.history == timedelta(days=400)
     assert (settings.log.level, settings.log.format) == ("info", "json")
@@ -115,12 +131,16 @@ def test_one_application_is_all_it_takes(loader: Loader) -> None:
 def test_every_key_is_read(loader: Loader, folder: Path) -> None:
     for name in ("ca.pem", "client.pem", "client.key"):
         (folder / name).touch()
+    (folder / "token").write_text(TOKEN)
+    (folder / "token").chmod(0o600)
     settings = loader.settings(
         MINIMAL
         + """
         application_id = "app"
         management_token = { file = "secret" }
         webhook_id = "hook"
+        permissions = ["read_battery", "control_charge", "read_battery"]
+        country = "de"
         mode = "simulated"
         origins = { iam = "http://127.0.0.1:8080/", vehicle = "https://[2001:db8::1]:8443" }
         [smartcar.home.budget]
@@ -146,6 +166,12 @@ def test_every_key_is_read(loader: Loader, folder: Path) -> None:
         [http]
         listen = "unix:/run/evbatteryd/http.sock"
         public_url = "https://ev.example.org/"
+        admin_token = { file = "token" }
+        trusted_proxies = ["10.1.2.0/24", "unix", "::1"]
+        admin_header = "Remote-User"
+        admin_users = ["ada", "grace"]
+        open_to_read = true
+        enrolment = "open"
         [store]
         url = "sqlite:////srv/ev.db"
         history = "30d"
@@ -162,6 +188,8 @@ def test_every_key_is_read(loader: Loader, folder: Path) -> None:
     home = settings.smartcar["home"]
     assert (home.application_id, home.webhook_id, home.mode) == ("app", "hook", "simulated")
     assert home.management_token == Secret(SECRET)
+    assert home.permissions == ("read_battery", "control_charge")
+    assert home.country == "DE"
     assert home.origins.iam == "http://127.0.0.1:8080"
     assert home.origins.vehicle == "https://[2001:db8::1]:8443"
     assert home.origins.connect == "https://connect.smartcar.com"
@@ -184,14 +212,19 @@ def test_every_key_is_read(loader: Loader, folder: Path) -> None:
     assert (mqtt.client_id, mqtt.base_topic, mqtt.discovery_prefix) == ("garage", "home/ev", "ha")
     assert (mqtt.protocol, mqtt.json_state, mqtt.scalars) == ("3.1.1", False, True)
     assert settings.http.listen == Listen(unix_path=Path("/run/evbatteryd/http.sock"))
-    assert settings.http.public_url == "https://ev.example.org"
+    http = settings.http
+    assert http.public_url == "https://ev.example.org"
+    assert http.admin_token == Secret(TOKEN)
+    assert http.trusted_proxies == Proxies((ip_network("10.1.2.0/24"), ip_network("::1")), unix=True)
+    assert (http.admin_header, http.admin_users) == ("Remote-User", ("ada", "grace"))
+    assert (http.open_to_read, http.enrolment) == (True, "open")
     assert settings.store.url.path == Path("/srv/ev.db")
     assert settings.store.history == timedelta(days=30)
     assert (settings.log.level, settings.log.format) == ("debug", "journal")
     assert settings.polling.max_in_flight == 8
     assert settings.polling.consents_every == timedelta(hours=1, minutes=30)
     assert settings.profiles["renault"].charging == timedelta(minutes=20)
-    assert [secret.reveal() for secret in settings.secrets()] == [SECRET] * 3
+    assert [secret.reveal() for secret in settings.secrets()] == [SECRET] * 3 + [TOKEN]
 
 
 def test_settings_are_frozen(loader: Loader) -> None:
@@ -251,7 +284,9 @@ def test_the_environment_has_the_last_word(loader: Loader) -> None:
         + MINIMAL.replace("home", "Work").replace("client_1", "client_2")
         + '[mqtt]\nurl = "mqtt://file"',
         EVBATTERYD__SMARTCAR__HOME__BUDGET__BUCKET="60",
-        evbatteryd__smartcar__work__webhook_id="hook",
+        evbatteryd__smartcar__work__application_id="1234",
+        EVBATTERYD__SMARTCAR__WORK__PERMISSIONS='["read_battery"]',
+        EVBATTERYD__HTTP__TRUSTED_PROXIES="unix",
         EVBATTERYD__MQTT__URL="mqtt://environment:1884",
         EVBATTERYD__MQTT__SCALARS="false",
         EVBATTERYD__BRANDS__RENAULT__CHARGING="25m",
@@ -260,7 +295,9 @@ def test_the_environment_has_the_last_word(loader: Loader) -> None:
         OTHER__MQTT__URL="not ours",
     )
     assert settings.smartcar["home"].budget.bucket == 60
-    assert settings.smartcar["Work"].webhook_id == "hook"
+    assert settings.smartcar["Work"].application_id == "1234"
+    assert settings.smartcar["Work"].permissions == ("read_battery",)
+    assert settings.http.trusted_proxies == Proxies(unix=True)
     assert settings.mqtt is not None
     assert str(settings.mqtt.url) == "mqtt://environment:1884"
     assert not settings.mqtt.scalars
@@ -496,14 +533,16 @@ def test_describe_shows_everything_but_secrets(loader: Loader) -> None:
             MINIMAL
             + 'management_token = { file = "secret" }\n'
             + '[mqtt]\npassword = { file = "secret" }\n'
-            + '[polling]\nconsents_every = "1h30m"'
+            + '[polling]\nconsents_every = "1h30m"\n'
+            + '[http]\nadmin_token = { file = "secret" }\ntrusted_proxies = "10.0.0.1"'
         )
     )
     text = json.dumps(described)
     assert SECRET not in text
     keys = set(dotted(json.loads(text)))
     assert {key.replace("NAME", "home") for key in known_keys()} <= keys
-    assert text.count('"***"') == 3
+    assert text.count('"***"') == 4
+    assert '"trusted_proxies": ["10.0.0.1/32"]' in text
     assert '"consents_every": "1h30m"' in text
     assert '"url": "mqtt://localhost:1883"' in text
     assert '"listen": "127.0.0.1:9782"' in text
@@ -586,6 +625,14 @@ def test_all_mistakes_at_once(loader: Loader) -> None:
         (MINIMAL + 'name = "x"', "smartcar.home.name", "not a key"),
         (MINIMAL + 'budget = "x"', "smartcar.home.budget", "must be a table"),
         (MINIMAL + "webhook_id = ''", "smartcar.home.webhook_id", "is empty"),
+        (MINIMAL + "webhook_id = 'x'", "smartcar.home.webhook_id", "needs management_token"),
+        (MINIMAL + "permissions = 'read_battery'", "smartcar.home.permissions", "list of text"),
+        (MINIMAL + "permissions = []", "smartcar.home.permissions", "list of permissions"),
+        (MINIMAL + "permissions = ['battery']", "smartcar.home.permissions", "list of permissions"),
+        (MINIMAL + "permissions = ['read_battery x']", "smartcar.home.permissions", "list of permissions"),
+        (MINIMAL + "country = 'Germany'", "smartcar.home.country", "two letters"),
+        (MINIMAL + "country = '\u017fs'", "smartcar.home.country", "two letters"),
+        (MINIMAL + "country = 49", "smartcar.home.country", "must be text"),
         (MINIMAL + "webhook_id = ' x'", "smartcar.home.webhook_id", "begin or end with a blank"),
         (MINIMAL + "budget = { refill_per_minute = inf }", "smartcar.home.budget.refill_per_minute", "ends"),
         (MINIMAL + "budget = { bucket = true }", "smartcar.home.budget.bucket", "whole number"),
@@ -620,6 +667,18 @@ def test_all_mistakes_at_once(loader: Loader) -> None:
         ),
         (MINIMAL + '[http]\nlisten = "localhost"', "http.listen", "address with a port"),
         (MINIMAL + '[http]\npublic_url = "ev.example.org"', "http.public_url", "not a URL"),
+        (MINIMAL + '[http]\npublic_url = "https://x/ev"', "http.public_url", "must have no path"),
+        (MINIMAL + '[http]\nadmin_token = { file = "short" }', "http.admin_token", "16 characters"),
+        (MINIMAL + '[http]\ntrusted_proxies = ["proxy"]', "http.trusted_proxies", "addresses or networks"),
+        (MINIMAL + '[http]\ntrusted_proxies = ["10.0.0.1/8"]', "http.trusted_proxies", "addresses or"),
+        (MINIMAL + '[http]\ntrusted_proxies = ["0.0.0.0/0"]', "http.trusted_proxies", "trust everybody"),
+        (MINIMAL + "[http]\ntrusted_proxies = [1]", "http.trusted_proxies", "list of text"),
+        (PROXIED + 'admin_header = "Remote User"', "http.admin_header", "not the name of a header"),
+        (PROXIED + 'admin_header = "x-forwarded-For"', "http.admin_header", "anybody's request"),
+        (MINIMAL + '[http]\nadmin_header = "Remote-User"', "http.admin_header", "without trusted_proxies"),
+        (PROXIED + 'admin_users = ["ada"]', "http.admin_users", "without admin_header"),
+        (PROXIED + 'admin_header = "U"\nadmin_users = "ada"', "http.admin_users", "list of text"),
+        (MINIMAL + '[http]\nenrolment = "closed"', "http.enrolment", "'open'"),
         (MINIMAL + '[store]\nurl = "postgresql://u:p@h/db"', "store.url", "not supported by this version"),
         (MINIMAL + '[store]\nurl = "sqlite:///ev.db"', "store.url", "absolute path"),
         (MINIMAL + '[store]\nurl = "sqlite://ev.db"', "store.url", "absolute path"),
@@ -632,7 +691,9 @@ def test_all_mistakes_at_once(loader: Loader) -> None:
         (MINIMAL + "[polling]\nmax_in_flight = 0", "polling.max_in_flight", "at least 1"),
     ],
 )
-def test_each_mistake_by_name(loader: Loader, text: str, key: str, says: str) -> None:
+def test_each_mistake_by_name(loader: Loader, folder: Path, text: str, key: str, says: str) -> None:
+    (folder / "short").write_text("fifteen-letters")
+    (folder / "short").chmod(0o600)
     problem = loader.only_problem(text)
     assert (problem.key, problem.warning) == (key, False)
     assert says in problem.what
@@ -644,18 +705,70 @@ def test_two_applications_are_not_the_same_one(loader: Loader) -> None:
     assert "[smartcar.home]" in problem.what
 
 
+def test_a_mistake_elsewhere_does_not_look_like_one_of_those_that_build_on_it(loader: Loader) -> None:
+    problem = loader.only_problem(
+        MINIMAL + '[http]\ntrusted_proxies = 5\nadmin_header = "Remote-User"\nadmin_users = ["ada"]'
+    )
+    assert problem.key == "http.trusted_proxies"
+    problem = loader.only_problem(MINIMAL + "webhook_id = 'x'\nmanagement_token = {}")
+    assert problem.key == "smartcar.home.management_token"
+
+
 @pytest.mark.parametrize(
-    ("text", "key"),
+    ("text", "key", "says"),
     [
-        (MINIMAL + 'origins = { vehicle = "http://api.example.org" }', "smartcar.home.origins.vehicle"),
-        (MINIMAL + '[http]\nlisten = "0.0.0.0:9782"', "http.listen"),
-        (MINIMAL + '[http]\nlisten = "[::]:9782"', "http.listen"),
-        (MINIMAL + '[http]\nlisten = "ev.example.org:9782"', "http.listen"),
-        (MINIMAL + '[http]\npublic_url = "http://ev.example.org"', "http.public_url"),
+        (
+            MINIMAL + 'origins = { vehicle = "http://api.example.org" }',
+            "smartcar.home.origins.vehicle",
+            "unencrypted",
+        ),
+        (
+            MINIMAL + f'[http]\npublic_url = "http://ev.example.org"\n{ADMIN}',
+            "http.public_url",
+            "https://",
+        ),
+        (MINIMAL + 'application_id = "client_1"', "smartcar.home.application_id", "client_id"),
+        (
+            MINIMAL + 'permissions = ["read_battery", "read_vin", "read_location"]',
+            "smartcar.home.permissions",
+            "read_location and read_vin would tell",
+        ),
+        (
+            MINIMAL + 'permissions = ["read_battery", "read_user_profile"]',
+            "smartcar.home.permissions",
+            "read_user_profile would tell",
+        ),
+        (MINIMAL + 'permissions = ["read_charge"]', "smartcar.home.permissions", "without read_battery"),
     ],
 )
-def test_what_is_open_to_the_network_is_warned_of(loader: Loader, text: str, key: str) -> None:
-    assert loader.only_warning(text).key == key
+def test_what_is_worth_saying(loader: Loader, text: str, key: str, says: str) -> None:
+    warning = loader.only_warning(text)
+    assert warning.key == key
+    assert says in warning.what
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:9782", "[::]:9782", "ev.example.org:9782"])
+def test_who_gets_in_from_the_network_is_said(loader: Loader, listen: str) -> None:
+    text = MINIMAL + f'[http]\nlisten = "{listen}"\n'
+    nobody = loader.only_warning(text)
+    assert nobody.key == "http.listen"
+    assert "nobody but this machine" in nobody.what
+    for more in ("", ADMIN):
+        everybody = loader.only_warning(text + f"open_to_read = true\n{more}")
+        assert everybody.key == "http.listen"
+        assert "open to the network, without a password" in everybody.what
+    loader.settings(text + ADMIN)
+    loader.settings(text + 'trusted_proxies = ["10.0.0.1"]\nadmin_header = "Remote-User"')
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:9782", "0.0.0.0:9782", "unix:/run/ev.sock"])
+def test_a_public_address_without_a_way_in_for_operators_is_said(loader: Loader, listen: str) -> None:
+    text = MINIMAL + f'[http]\nlisten = "{listen}"\npublic_url = "https://ev.example.org"\n'
+    warning = loader.only_warning(text)
+    assert warning.key == "http.public_url"
+    assert "only `evbatteryd` commands at this machine" in warning.what
+    loader.settings(text + ADMIN)
+    loader.settings(text + 'trusted_proxies = ["unix"]\nadmin_header = "Remote-User"')
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "[::1]", "localhost", "api.localhost"])
@@ -718,6 +831,12 @@ def test_a_file_that_may_not_be_read(folder: Path) -> None:
             os.seteuid(0)
 
 
+SECRET_KEYS = {
+    "http.admin_token",
+    "mqtt.password",
+    "smartcar.NAME.client_secret",
+    "smartcar.NAME.management_token",
+}
 TOML_VALUES = st.recursive(
     st.one_of(
         st.booleans(),
@@ -750,7 +869,7 @@ def test_whatever_a_key_holds_it_is_taken_or_refused_by_its_name(
             assert SECRET not in str(problem)
     else:
         assert SECRET not in "".join(map(str, warnings))
-        if value == SECRET and key in {"smartcar.NAME.client_secret", "mqtt.password"}:
+        if value == SECRET and key in SECRET_KEYS:
             assert SECRET not in str(describe(settings))
 
 
@@ -828,7 +947,7 @@ def test_the_example_tells_the_defaults(loader: Loader, spelled_out: str) -> Non
         for key, value in said.items():
             if isinstance(value, dict) and isinstance(default[key], dict):
                 compare(value, default[key], f"{path}.{key}")
-            elif default[key] is not None and f"{path}.{key}" not in required:
+            elif default[key] not in (None, []) and f"{path}.{key}" not in required:
                 assert value == default[key], f"{path}.{key}"
 
     required = {".smartcar.home.client_id", ".smartcar.home.client_secret"}
@@ -838,7 +957,13 @@ def test_the_example_tells_the_defaults(loader: Loader, spelled_out: str) -> Non
 
 
 def test_the_spelled_out_example_can_be_read_too(loader: Loader, folder: Path, spelled_out: str) -> None:
-    for name in ("smartcar-secret", "smartcar-management-token", "mqtt-password", "pem"):
+    for name in (
+        "smartcar-secret",
+        "smartcar-management-token",
+        "mqtt-password",
+        "evbatteryd-admin-token",
+        "pem",
+    ):
         (folder / name).write_text(SECRET)
     text = re.sub(r'"/etc/evbatteryd/[\w.-]+"', '"pem"', spelled_out).replace("mqtt://", "mqtts://")
     text = text.replace('"client_..."', '"client_1"')

@@ -9,27 +9,30 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from evbatteryd import __version__
 from evbatteryd.clock import WallClock
-from evbatteryd.domain.errors import StoreError
-from evbatteryd.logs import configure, get_logger
-from evbatteryd.problems import Misconfigured, Problem
-from evbatteryd.sdnotify import Notifier
-from evbatteryd.settings import DEFAULT_PATH, Settings, describe, load_settings
-from evbatteryd.simulator.command import simulate
-
-config_option = click.option(
-    "--config",
-    "config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=DEFAULT_PATH,
-    show_default=True,
-    help="The configuration file.",
+from evbatteryd.commands import (
+    config_option,
+    disconnect,
+    enrol,
+    fail,
+    load,
+    rename,
+    tell,
+    vehicles,
+    why,
 )
+from evbatteryd.domain.errors import StoreError
+from evbatteryd.localkey import UnusableKey
+from evbatteryd.logs import configure, get_logger
+from evbatteryd.problems import Misconfigured
+from evbatteryd.sdnotify import Notifier
+from evbatteryd.settings import Settings, describe, load_settings
+from evbatteryd.simulator.command import simulate
 
 
 class Endpoint(click.ParamType[tuple[str, int]]):
@@ -65,7 +68,7 @@ def main() -> None:
 )
 def run(config: Path, log_format: str | None) -> None:
     """Poll and publish, until told to stop: what systemd starts."""
-    settings, warnings = _load(config)
+    settings, warnings = load(config)
     configure(settings.log.level, log_format or settings.log.format)
     log = get_logger("evbatteryd")
     for warning in warnings:
@@ -81,7 +84,7 @@ def run(config: Path, log_format: str | None) -> None:
     except StoreError as error:
         log.error("store.unusable", error=str(error))
         raise SystemExit(1) from None
-    except OSError as error:
+    except (OSError, UnusableKey) as error:
         log.error("cannot_start", error=str(error))
         raise SystemExit(1) from None
 
@@ -101,6 +104,7 @@ def run(config: Path, log_format: str | None) -> None:
     help="Where page and metrics are served; 127.0.0.1:9782, or a free port if that is taken.",
 )
 @click.option("--mqtt", metavar="URL", help="A broker of yours; without it, one is started.")
+@click.option("--webhooks", is_flag=True, help="Smartcar pushes what cars report; polls are a safety net.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--duration",
@@ -118,6 +122,7 @@ def demo(
     speed: float,
     http: tuple[str, int] | None,
     mqtt: str | None,
+    webhooks: bool,
     seed: int,
     duration: float | None,
     log_level: str | None,
@@ -131,6 +136,7 @@ def demo(
         speed=speed,
         http=http,
         mqtt=mqtt,
+        webhooks=webhooks,
         seed=seed,
         duration=duration,
         log_level=log_level,
@@ -138,7 +144,7 @@ def demo(
     try:
         _until_signalled(lambda stop: demonstrate(options, stop, click.echo))
     except (NoBroker, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     except Misconfigured as error:
         # The demo's own file is all right: what can be wrong in it was given here.
         raise click.UsageError("\n".join(f"{p.key}: {p.what}. {p.mend}" for p in error.problems)) from None
@@ -162,36 +168,15 @@ def check(config: Path, as_json: bool) -> None:
         effective = describe(settings) if settings is not None else None
         click.echo(json.dumps({"problems": told, "configuration": effective}, indent=2, default=str))
     else:
-        _tell(problems)
+        tell(problems)
         if settings is not None:
             names, brands = ", ".join(settings.smartcar), len(settings.profiles) - 1
             click.echo(f"{config}: good. Smartcar applications: {names}. Profiles of {brands} brands.")
     raise SystemExit(0 if settings is not None else 1)
 
 
-main.add_command(simulate)
-
-
-def _load(config: Path) -> tuple[Settings, tuple[Problem, ...]]:
-    try:
-        return load_settings(config, os.environ)
-    except Misconfigured as error:
-        _tell(error.problems)
-        raise SystemExit(1) from None
-
-
-def _tell(problems: tuple[Problem, ...]) -> None:
-    for problem in problems:
-        kind = click.style("warning", fg="yellow") if problem.warning else click.style("error", fg="red")
-        click.echo(f"{kind}: {problem}", err=True)
-    errors = sum(1 for problem in problems if not problem.warning)
-    if errors:
-        click.echo(f"{errors} mistake{'s' if errors > 1 else ''} to mend.", err=True)
-
-
-def _fail(text: str) -> NoReturn:
-    click.echo(f"evbatteryd: {text}", err=True)
-    raise SystemExit(1)
+for verb in (enrol, vehicles, rename, disconnect, why, simulate):
+    main.add_command(verb)
 
 
 def _until_signalled(life: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:

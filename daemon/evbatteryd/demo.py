@@ -44,6 +44,8 @@ class DemoOptions:
     seed: int = 0
     duration: float | None = None
     """Real seconds after which the demo ends by itself."""
+    webhooks: bool = False
+    """Smartcar pushes what cars report, so polls become a safety net."""
     log_level: str | None = None
     """None: info into the file beside the live view, warning where lines are printed."""
 
@@ -73,6 +75,9 @@ async def demo(options: DemoOptions, stop: asyncio.Event, say: Callable[[str], N
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="evbatteryd-demo-")))
         clock = FastClock(options.speed)
         broker = await opened.enter_async_context(_broker(options, folder))
+        host, port = options.http or (LOOPBACK, PORT if _free(LOOPBACK, PORT) else 0)
+        port = port or _free_port(host)
+        listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         simulator = Simulator(
             SimulatorOptions(
                 vehicles=options.vehicles,
@@ -81,11 +86,12 @@ async def demo(options: DemoOptions, stop: asyncio.Event, say: Callable[[str], N
                 calls_per_vehicle=CALLS_PER_VEHICLE,
                 bucket=max(120, 2 * options.vehicles),
                 refill_per_minute=max(REFILL_PER_MINUTE, options.vehicles / 2.0),
+                webhook=f"http://{listen}/webhooks/smartcar" if options.webhooks else None,
             ),
             clock=clock,
         )
         origin = await opened.enter_async_context(simulator.serving(LOOPBACK, 0))
-        path = _configuration(options, folder, simulator, origin, broker)
+        path = _configuration(options, folder, simulator, origin, broker, listen)
         settings, _ = load_settings(path, {})
         interactive = sys.stdout.isatty()
         # A terminal belongs to the live view; what is logged goes beside it.
@@ -97,6 +103,7 @@ async def demo(options: DemoOptions, stop: asyncio.Event, say: Callable[[str], N
             say(f"{options.vehicles} simulated cars, {options.speed:g} times faster than life.")
             elsewhere = options.http is None and not running.url.endswith(f":{PORT}")
             say(f"  page      {running.url}/" + (f"      ({PORT} is taken)" if elsewhere else ""))
+            say(f"  add a car {running.url}/enrol      (any e-mail address and password will do)")
             say(f"  metrics   {running.url}/metrics")
             say(f"  MQTT      {broker.subscribe}      ({broker.name})")
             say(f"  truth     {origin}/_control/truth      (what the simulated cars really do)")
@@ -118,14 +125,12 @@ async def demo(options: DemoOptions, stop: asyncio.Event, say: Callable[[str], N
 
 
 def _configuration(
-    options: DemoOptions, folder: Path, simulator: Simulator, origin: str, broker: Broker
+    options: DemoOptions, folder: Path, simulator: Simulator, origin: str, broker: Broker, listen: str
 ) -> Path:
-    secret = folder / "client-secret"
-    secret.touch(mode=0o600)
-    secret.write_text(simulator.client_secret)
-    usual = PORT if _free(LOOPBACK, PORT) else 0
-    host, port = options.http or (LOOPBACK, usual)
-    listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    secrets = {"client-secret": simulator.client_secret, "management-token": simulator.management_token}
+    for name, text in secrets.items():
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_text(text)
     path = folder / "evbatteryd.toml"
     budget: dict[str, object] = {
         "bucket": max(120, 2 * options.vehicles),
@@ -136,6 +141,7 @@ def _configuration(
         "smartcar.demo": {
             "application_id": simulator.application_id,
             "client_id": simulator.client_id,
+            **({"webhook_id": simulator.webhook_id} if options.webhooks else {}),
         },
         "smartcar.demo.budget": budget,
         "mqtt": {"url": broker.url, "protocol": broker.protocol},
@@ -151,7 +157,11 @@ def _configuration(
         # A JSON string or number is a TOML one, too.
         lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
         if section == "smartcar.demo":
-            lines += ['client_secret = { file = "client-secret" }', f"origins = {{ {origins} }}"]
+            lines += [
+                'client_secret = { file = "client-secret" }',
+                'management_token = { file = "management-token" }',
+                f"origins = {{ {origins} }}",
+            ]
     path.write_text("\n".join(lines) + "\n")
     return path
 

@@ -10,42 +10,55 @@ import asyncio
 import gc
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from evbatteryd import __version__
+from evbatteryd import __version__, localkey
 from evbatteryd.brands import brand_of
 from evbatteryd.domain.cadence import words
+from evbatteryd.domain.enrolment import Enrolment
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.ports import Clock, Log, Source
 from evbatteryd.domain.reading import Reading
+from evbatteryd.domain.webhook import Challenge, Delivery
+from evbatteryd.enrol.consent import ConnectOptions
+from evbatteryd.enrol.enrolment import Enrolments
 from evbatteryd.flow.cars import Cars
-from evbatteryd.flow.delivery import Delivery
+from evbatteryd.flow.delivery import Delivery as JournalDelivery
+from evbatteryd.flow.intake import Intake
+from evbatteryd.flow.intake import Read as WebhookReader
 from evbatteryd.flow.poller import Poller
 from evbatteryd.flow.purse import Purse
 from evbatteryd.flow.roster import Roster
+from evbatteryd.flow.steward import CarSteward
+from evbatteryd.flow.subscriber import Subscriber
 from evbatteryd.flow.timer import CohortTimer
 from evbatteryd.flow.watch import FreshnessWatch
+from evbatteryd.flow.welcome import Welcome
 from evbatteryd.logs import redact_text, redactor
 from evbatteryd.sdnotify import Notifier
-from evbatteryd.settings import MqttSettings, Settings, SmartcarSettings
+from evbatteryd.settings import HttpSettings, MqttSettings, Settings, SmartcarSettings
 from evbatteryd.sinks.mqtt import MqttOptions, MqttSink
 from evbatteryd.sinks.prometheus import Exposition, Metrics
 from evbatteryd.sources import SOURCES
 from evbatteryd.sources.smartcar import SmartcarOptions, open_http
+from evbatteryd.sources.smartcar_webhooks import WebhookKey, read_delivery
 from evbatteryd.store.sqlite import open_store
 from evbatteryd.web.app import ANNOUNCER, Health, make_app, serving
+from evbatteryd.web.guard import Access
 
 TOKENS_UNSAID = 3
 """Access tokens that are kept out of the log: each lives for an hour."""
 DRAIN = 3.0
 """Real seconds that answers under way, and then readings not yet taken, get at shutdown."""
+ENROLMENTS_KEPT = timedelta(days=30)
+"""After they expired: what became of an invitation can be looked up for so long."""
 HEARTBEAT = timedelta(seconds=5)
 STUCK = 30.0
 """Real seconds without a heartbeat after which we are not healthy."""
@@ -60,7 +73,7 @@ class Running:
     url: str
     poller: Poller
     mqtt: MqttSink | None
-    delivery: Delivery | None
+    delivery: JournalDelivery | None
 
 
 async def serve(
@@ -88,6 +101,8 @@ async def _build(
     notifier: Notifier,
 ) -> _Daemon:
     store = await opened.enter_async_context(open_store(settings.store.url.path))
+    local_key = await asyncio.to_thread(localkey.load_or_make, settings.store.url.path)
+    redactor.register(local_key)
     http = await opened.enter_async_context(open_http(clock))
     fleet = Fleet(settings.profiles)
     metrics = Metrics()
@@ -100,7 +115,9 @@ async def _build(
             log.error("bug", exc_info=bug)
 
     applications: dict[str, tuple[Source, Purse]] = {}
-    rosters: list[Roster] = []
+    rosters: dict[str, Roster] = {}
+    welcomes: dict[str, Welcome] = {}
+    subscribers: list[Subscriber] = []
     timer = CohortTimer(clock, on_bug)
     cars = Cars(fleet, store, clock, timer, log, brand_of=lambda make: brand_of(make, settings.profiles))
     for name, application in settings.smartcar.items():
@@ -109,16 +126,11 @@ async def _build(
             _smartcar_options(name, application), http, clock, partial(purse.ticket, None), _Unsaid().learn
         )
         applications[name] = (source, purse)
-        roster = Roster(
-            name,
-            source,
-            purse,
-            cars,
-            clock,
-            log,
-            every=settings.polling.consents_every,
-        )
-        rosters.append(roster)
+        roster = Roster(name, source, purse, cars, clock, log, every=settings.polling.consents_every)
+        rosters[name] = roster
+        welcomes[name] = Welcome(name, roster, source, purse, cars, store, clock, log)
+        if application.webhook_id is not None:
+            subscribers.append(Subscriber(name, application.webhook_id, source, purse, cars, clock, log))
     poller = Poller(
         cars,
         clock,
@@ -137,8 +149,41 @@ async def _build(
         mqtt = MqttSink(
             _mqtt_options(settings.mqtt), fleet, clock, metrics, log, owed_until=store.head if behind else 0
         )
-        delivery = Delivery(store, mqtt, clock, metrics, log)
+        delivery = JournalDelivery(store, mqtt, clock, metrics, log)
+
+    def share_of(car: Car) -> Share | None:
+        application = applications.get(car.vehicle.consent.application)
+        return None if application is None else application[1].share(car.id)
+
+    def welcome(enrolment: Enrolment) -> None:
+        if enrolment.application in welcomes:
+            welcomes[enrolment.application].add(enrolment)
+
+    intake = Intake(
+        _reader(settings.smartcar),
+        cars,
+        store,
+        clock,
+        metrics,
+        log,
+        share_of=share_of,
+        stranger=lambda name: rosters[name].stir(),
+        webhook_ids={
+            name: known.webhook_id
+            for name, known in settings.smartcar.items()
+            if known.webhook_id is not None
+        },
+    )
+    connect = {name: _connect_options(name, known) for name, known in settings.smartcar.items()}
     return _Daemon(
+        access=_access(settings.http, local_key),
+        enrolments=Enrolments(store, clock, log, connect, welcome),
+        steward=CarSteward(cars, rosters, log),
+        intake=intake,
+        welcome=welcome,
+        welcomes=list(welcomes.values()),
+        subscribers=subscribers,
+        share_of=share_of,
         settings=settings,
         clock=clock,
         log=log,
@@ -150,7 +195,7 @@ async def _build(
         timer=timer,
         cars=cars,
         purses=[purse for _, purse in applications.values()],
-        rosters=rosters,
+        rosters=list(rosters.values()),
         poller=poller,
         mqtt=mqtt,
         delivery=delivery,
@@ -184,7 +229,54 @@ def _smartcar_options(name: str, settings: SmartcarSettings) -> SmartcarOptions:
         client_secret=settings.client_secret.reveal(),
         iam_origin=settings.origins.iam,
         vehicle_origin=settings.origins.vehicle,
+        management_origin=settings.origins.management,
         mode=settings.mode,
+    )
+
+
+def _connect_options(name: str, settings: SmartcarSettings) -> ConnectOptions:
+    return ConnectOptions(
+        application=name,
+        application_id=settings.application_id,
+        connect_origin=settings.origins.connect,
+        mode=settings.mode,
+        permissions=settings.permissions,
+        country=settings.country,
+    )
+
+
+def _reader(applications: Mapping[str, SmartcarSettings]) -> WebhookReader:
+    """Reads deliveries with the management tokens of all applications that have one."""
+    keys = [
+        WebhookKey(
+            application=name,
+            token=application.management_token.reveal(),
+            webhook_id=application.webhook_id,
+            simulated=application.mode == "simulated",
+        )
+        for name, application in applications.items()
+        if application.management_token is not None
+    ]
+
+    def read(
+        body: bytes, signature: str | None, received_at: datetime, application: str | None
+    ) -> tuple[Delivery, ...] | Challenge:
+        return read_delivery(body, signature, keys, received_at, application=application)
+
+    return read
+
+
+def _access(settings: HttpSettings, local_key: str) -> Access:
+    return Access(
+        local_key=local_key,
+        public_url=settings.public_url,
+        admin_token=None if settings.admin_token is None else settings.admin_token.reveal(),
+        trusted_proxies=settings.trusted_proxies.networks,
+        trusts_unix=settings.trusted_proxies.unix,
+        admin_header=settings.admin_header,
+        admin_users=frozenset(settings.admin_users),
+        open_to_read=settings.open_to_read,
+        open_enrolment=settings.enrolment == "open",
     )
 
 
@@ -211,6 +303,14 @@ def _mqtt_options(settings: MqttSettings) -> MqttOptions:
 class _Daemon:
     """The parts, wired; :meth:`run` is their life."""
 
+    access: Access
+    enrolments: Enrolments
+    steward: CarSteward
+    intake: Intake
+    welcome: Callable[[Enrolment], None]
+    welcomes: list[Welcome]
+    subscribers: list[Subscriber]
+    share_of: Callable[[Car], Share | None]
     settings: Settings
     clock: Clock
     log: Log
@@ -225,7 +325,7 @@ class _Daemon:
     rosters: list[Roster]
     poller: Poller
     mqtt: MqttSink | None
-    delivery: Delivery | None
+    delivery: JournalDelivery | None
     bugs: asyncio.Future[None]
     beat: float = 0.0
     scheduled: bool = False
@@ -240,6 +340,10 @@ class _Daemon:
             exposition,
             Health(ready=self._not_ready, healthy=self._not_healthy),
             started_at=self.clock.now(),
+            access=self.access,
+            enrolments=self.enrolments,
+            steward=self.steward,
+            webhook=self.intake,
         )
         listen = self.settings.http.listen
         url = await self.opened.enter_async_context(
@@ -251,6 +355,8 @@ class _Daemon:
         def tell(car: Car, reading: Reading | None) -> None:
             watch.follow(car)
             announcer.changed(car)
+            for subscriber in self.subscribers:
+                subscriber.follow(car)
             if self.mqtt is not None and self.delivery is not None:
                 if reading is not None:
                     self.delivery.wake()
@@ -262,7 +368,10 @@ class _Daemon:
         await self.cars.load(self.settings.smartcar)
         for roster in self.rosters:
             await roster.count()
-        await self.cars.reconsider(self._share)
+        await self.cars.reconsider(self.share_of)
+        await self.intake.open()
+        for enrolment in await self.store.awaited():
+            self.welcome(enrolment)
         # What lives as long as the process need not be walked by every collection.
         gc.collect()
         gc.freeze()
@@ -285,16 +394,13 @@ class _Daemon:
                 for task in (*asking, *self.pruning):
                     task.cancel()
             await self.poller.drain(DRAIN)
+            await self.intake.drain(DRAIN)
             await self._hand_over()
             for task in talking:
                 task.cancel()
         if self.mqtt is not None:
             await self.mqtt.close(1.0)
         self.log.info("evbatteryd.stopped")
-
-    def _share(self, car: Car) -> Share | None:
-        purse = next((p for p in self.purses if p.application == car.vehicle.consent.application), None)
-        return None if purse is None else purse.share(car.id)
 
     async def _until(self, stop: asyncio.Event) -> None:
         """Until we are told to stop. A bug that nobody else could raise is raised here."""
@@ -325,7 +431,12 @@ class _Daemon:
         return [("mqtt", self.mqtt.run()), ("delivery mqtt", self.delivery.run())]
 
     def _askers(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
-        return [("poller", self.poller.run()), *(("roster", roster.run()) for roster in self.rosters)]
+        return [
+            ("poller", self.poller.run()),
+            *(("roster", roster.run()) for roster in self.rosters),
+            *(("welcome", welcome.run()) for welcome in self.welcomes),
+            *(("subscriber", subscriber.run()) for subscriber in self.subscribers),
+        ]
 
     @staticmethod
     def _start(
@@ -358,6 +469,7 @@ class _Daemon:
     async def _prune(self) -> None:
         try:
             gone = await self.store.prune(self.clock.now() - self.settings.store.history)
+            await self.store.forget_enrolments(self.clock.now() - ENROLMENTS_KEPT)
         except StoreError as error:
             self.log.warning("store.not_pruned", error=str(error))
         else:

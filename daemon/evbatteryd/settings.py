@@ -9,12 +9,14 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeVar, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -41,6 +43,8 @@ ENVIRONMENT: Final = "environment"
 
 _LONGEST: Final = timedelta(days=36500)
 _LARGEST_SECRET_BYTES: Final = 65536
+_SHORTEST_TOKEN: Final = 16
+"""Characters of an admin token: 16 of base64 are 96 bits."""
 _APPLICATION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _NAME: Final = "[name]"
 """What the name of an application is called while it is validated: nothing that a file could say."""
@@ -145,6 +149,15 @@ def _topic(value: object) -> str:
 
 
 Duration = Annotated[timedelta, PlainValidator(_duration)]
+
+
+def _texts(value: object, mend: str) -> tuple[str, ...]:
+    """A list of text as a tuple, each once, in the order of the file."""
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) and item for item in value):
+        raise _wrong("must be a list of text", mend)
+    return tuple(dict.fromkeys(value))
+
+
 ExistingFile = Annotated[Path, PlainValidator(_existing_file)]
 Topic = Annotated[str, PlainValidator(_topic)]
 Words = Annotated[str, StringConstraints(min_length=1, pattern=r"^\S(.*\S)?$")]
@@ -242,6 +255,16 @@ def _checked_secret(value: str, called: str) -> Secret:
 SecretField = Annotated[Secret, PlainValidator(_secret)]
 
 
+def _admin_token(value: object, info: ValidationInfo) -> Secret:
+    secret = _secret(value, info)
+    if len(secret.reveal()) < _SHORTEST_TOKEN:
+        raise _wrong(
+            f"is shorter than {_SHORTEST_TOKEN} characters: it could be guessed",
+            "Make one: openssl rand -base64 24",
+        )
+    return secret
+
+
 # --- addresses ----------------------------------------------------------------------------------------
 
 
@@ -282,18 +305,20 @@ def _origin(value: object, info: ValidationInfo) -> str:
 
 
 def _public_url(value: object, info: ValidationInfo) -> str:
-    parts, host, port = _web_url(value, "https://ev.example.org")
+    example = "https://ev.example.org"
+    parts, host, port = _web_url(value, example)
+    if parts.path not in {"", "/"}:
+        raise _wrong(
+            "must have no path: the pages live at the root of their host",
+            f"Give evbatteryd a host name of its own and write it like {example!r}",
+        )
     if parts.scheme == "http" and not _loopback(host):
         _place(info).warn(
             ("public_url",),
             "Smartcar sends webhooks and owners to https:// addresses alone",
             "Put a reverse proxy with a certificate in front and write https://",
         )
-    return (
-        f"{parts.scheme}://{_bracketed(host)}"
-        + (f":{port}" if port is not None else "")
-        + parts.path.rstrip("/")
-    )
+    return f"{parts.scheme}://{_bracketed(host)}" + (f":{port}" if port is not None else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,15 +391,83 @@ def parse_listen(value: object) -> Listen:
     return Listen(host=parts[1] or parts[2], port=int(parts[3]))
 
 
-def _listen(value: object, info: ValidationInfo) -> Listen:
-    listen = parse_listen(value)
-    if listen.host is not None and not _loopback(listen.host):
-        _place(info).warn(
-            ("listen",),
-            "the page and the metrics are open to the network, without a password",
-            'Listen on "127.0.0.1:9782" and put a reverse proxy in front, or make sure a firewall guards it',
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """Whose word about a request counts: who sends it, over what, and which user is signed in."""
+
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    unix: bool = False
+    """Whoever comes over the Unix socket."""
+
+    def __bool__(self) -> bool:
+        return self.unix or bool(self.networks)
+
+    def written(self) -> list[str]:
+        """As the file spells them."""
+        return ["unix"] * self.unix + [str(network) for network in self.networks]
+
+
+_PROXIES_MEND: Final = 'Write addresses and networks, ["127.0.0.1", "10.0.0.0/8"], or ["unix"] for the socket'
+
+
+def _proxies(value: object) -> Proxies:
+    if isinstance(value, Proxies):
+        return value
+    written = _texts([value] if isinstance(value, str) else value, _PROXIES_MEND)
+    try:
+        networks = tuple(ipaddress.ip_network(text) for text in written if text != "unix")
+    except ValueError:
+        raise _wrong("must be addresses or networks", _PROXIES_MEND) from None
+    if any(network.prefixlen == 0 for network in networks):
+        raise _wrong("would trust everybody", "Name the proxy's own address")
+    return Proxies(networks, "unix" in written)
+
+
+_HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""RFC 9110, 5.6.2."""
+_IN_EVERY_REQUEST: Final = frozenset(
+    {
+        "accept",
+        "authorization",
+        "connection",
+        "cookie",
+        "forwarded",
+        "host",
+        "origin",
+        "referer",
+        "user-agent",
+        "via",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-proto",
+        "x-real-ip",
+    }
+)
+"""Headers that say nothing about who is signed in, in lower case."""
+
+
+def _admin_header(value: object, info: ValidationInfo) -> str:
+    text, mend = _text(value), 'Name the header in which the proxy passes the user on, "Remote-User"'
+    if not _HEADER.fullmatch(text):
+        raise _wrong("is not the name of a header", mend)
+    if text.lower() in _IN_EVERY_REQUEST:
+        raise _wrong("is a header that anybody's request may have", mend)
+    if info.data.get("trusted_proxies") == Proxies():
+        raise _wrong(
+            "is believed of nobody without trusted_proxies",
+            "Name in trusted_proxies the addresses that the reverse proxy comes from",
         )
-    return listen
+    return text
+
+
+def _admin_users(value: object, info: ValidationInfo) -> tuple[str, ...]:
+    users = _texts(value, 'Write it like ["ada", "grace"]')
+    if users and "admin_header" in info.data and info.data["admin_header"] is None:
+        raise _wrong(
+            "counts for nothing without admin_header",
+            "Name in admin_header the header in which the reverse proxy passes the user on",
+        )
+    return users
 
 
 # --- the tables of the file ---------------------------------------------------------------------------
@@ -429,12 +522,68 @@ def _client_id(value: object, info: ValidationInfo) -> str:
     return text
 
 
+def _application_id(value: str, info: ValidationInfo) -> str:
+    if value.startswith("client_"):
+        _place(info).warn(
+            ("application_id",),
+            'begins with "client_": that is the client_id, and Connect does not know it',
+            "Copy the application's own id (a UUID) from https://dashboard.smartcar.com",
+        )
+    return value
+
+
+PERMISSIONS: Final = ("read_vehicle_info", "read_battery", "read_charge", "read_odometer")
+"""What owners are asked for unless the configuration says otherwise: neither VIN, nor owner, nor location."""
+_PERMISSION: Final = re.compile(r"(?:read|control)_[a-z_]*[a-z]")
+_PERSONAL: Final = frozenset({"read_charge_locations", "read_location", "read_user_profile", "read_vin"})
+
+
+def _permissions(value: object, info: ValidationInfo) -> tuple[str, ...]:
+    mend = 'Write Smartcar\'s names, ["read_battery", "read_charge"]: https://smartcar.com/docs/api-reference/permissions'
+    names = _texts(value, mend)
+    if not names or not all(map(_PERMISSION.fullmatch, names)):
+        raise _wrong("must be a list of permissions: read_... and control_...", mend)
+    if personal := sorted(_PERSONAL.intersection(names)):
+        _place(info).warn(
+            ("permissions",),
+            f"{_and(personal)} would tell where somebody is or who they are: personal, and "
+            "evbatteryd has no use for it",
+            "Remove it, unless other programs of yours need it",
+        )
+    if "read_battery" not in names:
+        _place(info).warn(
+            ("permissions",), "without read_battery there is no state of charge", "Add read_battery"
+        )
+    return names
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _country(value: object) -> str:
+    text = _text(value)
+    if not re.fullmatch("[A-Za-z]{2}", text):
+        raise _wrong("must be a country's code of two letters", 'Write it like "DE" (ISO 3166-1)')
+    return text.upper()
+
+
+def _webhook_id(value: str, info: ValidationInfo) -> str:
+    if "management_token" in info.data and info.data["management_token"] is None:
+        raise _wrong(
+            "needs management_token: without it nobody can tell whether a delivery is Smartcar's",
+            "Add management_token, from the application at https://dashboard.smartcar.com",
+        )
+    return value
+
+
 class SmartcarSettings(_Table):
     """One application at Smartcar."""
 
     name: str = Field(alias=_NAME)
     """From the table's own name: ``[smartcar.NAME]``."""
-    application_id: Words | None = None
+    application_id: Annotated[Words, AfterValidator(_application_id)] | None = None
+    """A UUID, for the link to Connect."""
     client_id: Annotated[str, PlainValidator(_client_id)] = Field(
         description='Copy it from the credentials at https://dashboard.smartcar.com, "client_..."'
     )
@@ -442,7 +591,13 @@ class SmartcarSettings(_Table):
         description='Name where the secret is kept: { credential = "smartcar-secret" } or { file = "path" }'
     )
     management_token: SecretField | None = None
-    webhook_id: Words | None = None
+    """Signs webhooks, and asks for subscriptions to them."""
+    webhook_id: Annotated[Words, AfterValidator(_webhook_id)] | None = None
+    """New cars are subscribed to it."""
+    permissions: Annotated[tuple[str, ...], PlainValidator(_permissions)] = PERMISSIONS
+    """What owners are asked for."""
+    country: Annotated[str, PlainValidator(_country)] | None = None
+    """Which brands Connect offers, unless the owner's link says otherwise. ISO 3166-1, two letters."""
     mode: Literal["live", "simulated"] = "live"
     origins: Origins = Field(default_factory=Origins)
     budget: BudgetField = _BUDGET
@@ -505,10 +660,50 @@ class MqttSettings(_Table):
 
 
 class HttpSettings(_Table):
-    """The one listener: page, metrics, health, webhooks."""
+    """The one listener: page, metrics, health, enrolment, webhooks; and who may do what there."""
 
-    listen: Annotated[Listen, PlainValidator(_listen)] = Listen("127.0.0.1", 9782)
+    listen: Annotated[Listen, PlainValidator(parse_listen)] = Listen("127.0.0.1", 9782)
     public_url: Annotated[str, PlainValidator(_public_url)] | None = None
+    """``scheme://host[:port]``: how the world reaches it."""
+    admin_token: Annotated[Secret, PlainValidator(_admin_token)] | None = None
+    trusted_proxies: Annotated[Proxies, PlainValidator(_proxies)] = Proxies()
+    admin_header: Annotated[str, PlainValidator(_admin_header)] | None = None
+    """In which a trusted proxy names the user it has signed in."""
+    admin_users: Annotated[tuple[str, ...], PlainValidator(_admin_users)] = ()
+    """Whom it may name; empty: anybody."""
+    open_to_read: bool = False
+    """Everybody may see the cars and the metrics."""
+    enrolment: Literal["invitation", "open"] = "invitation"
+    """``open``: anybody may enrol a car, without an invitation."""
+
+    @model_validator(mode="after")
+    def _who_gets_in(self, info: ValidationInfo) -> HttpSettings:
+        """Warn of doors that are open to more people, or to fewer, than somebody may expect."""
+        warn = _place(info).warn
+        beyond = self.listen.host is not None and not _loopback(self.listen.host)
+        proxied = self.public_url is not None and not _loopback(urlsplit(self.public_url).hostname or "")
+        operable = self.admin_token is not None or self.admin_header is not None
+        if beyond and self.open_to_read:
+            warn(
+                ("listen",),
+                "the page and the metrics are open to the network, without a password (open_to_read)",
+                "Remove open_to_read and set admin_token, or make sure a firewall guards it",
+            )
+        if proxied and not operable:
+            warn(
+                ("public_url",),
+                "only `evbatteryd` commands at this machine can operate it: whoever comes through the public "
+                "address is a stranger",
+                "Set admin_token, or trusted_proxies and admin_header",
+            )
+        elif beyond and not operable and not self.open_to_read:
+            warn(
+                ("listen",),
+                "nobody but this machine can see the page: the network gets in with admin_token or "
+                "admin_header alone",
+                'Set admin_token, or listen on "127.0.0.1:9782"',
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -588,6 +783,8 @@ class Settings:
                 yield application.management_token
         if self.mqtt is not None and self.mqtt.password is not None:
             yield self.mqtt.password
+        if self.http.admin_token is not None:
+            yield self.http.admin_token
 
 
 def known_keys() -> frozenset[str]:
@@ -944,6 +1141,8 @@ def _shown(value: Any) -> object:
             return _written(value)
         case BaseModel():
             return {name: _shown(getattr(value, name)) for name in type(value).model_fields}
+        case Proxies():
+            return value.written()
         case Path() | MqttUrl() | Listen() | SqliteUrl():
             return str(value)
         case Mapping():

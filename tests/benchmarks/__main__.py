@@ -1,12 +1,17 @@
-"""``python -m tests.benchmarks [pure] [end-to-end] [memory] [--seconds N] [--vehicles N ...]``."""
+"""``python -m tests.benchmarks [pure] [end-to-end] [webhooks] [memory] [--seconds N] [--vehicles N ...]``."""
 
 from __future__ import annotations
 
 import argparse
 
-from tests.benchmarks import end_to_end, memory, pure
+from tests.benchmarks import end_to_end, memory, pure, webhooks
 
-BENCHMARKS = {"pure": pure.run, "end-to-end": end_to_end.run, "memory": memory.run}
+BENCHMARKS = {
+    "pure": pure.run,
+    "end-to-end": end_to_end.run,
+    "webhooks": webhooks.run,
+    "memory": memory.run,
+}
 
 
 def main() -> None:

@@ -106,6 +106,14 @@ class Control:
     async def truth(self) -> dict[str, dict[str, object]]:
         return await self._call("GET", "truth")  # type: ignore[return-value]
 
+    async def conduct(self, **how: object) -> None:
+        """How deliveries of webhooks misbehave from now on."""
+        await self._call("POST", "webhooks", how)
+
+    async def report(self, vehicle: str, **error: object) -> None:
+        """Have a VEHICLE_ERROR delivered."""
+        await self._call("POST", f"vehicles/{vehicle}/error", error)
+
     async def change(self, vehicle: str, change: str) -> None:
         await self._call("POST", f"vehicles/{vehicle}/{change}", {})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +22,8 @@ from tests.whole.daemon import Control, Daemon, controlling
 
 SPEED = 3600.0
 CARS = 12
+ADMIN_TOKEN = "an-admin-token-of-the-test"
+PUBLIC_HOST = "ev.example.test"
 BRANDS = ("tesla", "volvo", "renault", "kia", "bmw", "polestar")
 
 
@@ -68,17 +71,33 @@ class Whole:
 
 
 @asynccontextmanager
-async def everything(folder: Path) -> AsyncIterator[Whole]:
+async def everything(
+    folder: Path,
+    *,
+    speed: float = SPEED,
+    vehicles: int = CARS,
+    webhook: bool = False,
+    auto_subscribe: bool = True,
+    pace: str = "10m",
+    public: bool = False,
+    consents_every: str = "15m",
+) -> AsyncIterator[Whole]:
+    """``webhook``: Smartcar pushes. ``pace``: how often a car is asked. ``public``: strangers come, too."""
     start, origin = datetime.now(UTC), time.monotonic()
-    clock = FastClock(SPEED, start, origin)
+    clock = FastClock(speed, start, origin)
+    port = free_port()
     simulator = Simulator(
         SimulatorOptions(
-            vehicles=CARS,
+            vehicles=vehicles,
             brands=BRANDS,
-            speed=SPEED,
+            speed=speed,
             calls_per_vehicle=None,
             bucket=20_000,
             refill_per_minute=600,
+            latency_scale=1.0 if speed == SPEED else 0.1,
+            webhook=f"http://127.0.0.1:{port}/webhooks/smartcar" if webhook else None,
+            auto_subscribe=auto_subscribe,
+            redirect_uris=(f"http://{PUBLIC_HOST}:{port}/enrol/callback",) if public else (),
         ),
         clock,
     )
@@ -89,19 +108,25 @@ async def everything(folder: Path) -> AsyncIterator[Whole]:
         Gate(broker.port) as gate,
     ):
         config = folder / "evbatteryd.toml"
-        (folder / "secret").touch(mode=0o600)
-        (folder / "secret").write_text(simulator.client_secret)
+        for name, secret in (
+            ("secret", simulator.client_secret),
+            ("management", simulator.management_token),
+            ("admin", ADMIN_TOKEN),
+        ):
+            (folder / name).touch(mode=0o600)
+            (folder / name).write_text(secret)
         origins = ", ".join(f'{name} = "{url}"' for name in ("connect", "iam", "vehicle", "management"))
         # So fast a world needs no patience: whatever the brand, its cars are asked every ten minutes of it.
-        pace = "\n".join(
-            f'[brands.{brand}]\nparked = "10m"\ncharging = "10m"\ndriving = "10m"\nfloor = "5m"\nidle = "10m"'
-            for brand in BRANDS
-        )
+        keys = "\n".join(f'{key} = "{pace}"' for key in ("parked", "charging", "driving", "idle"))
+        paces = "\n".join(f'[brands.{brand}]\n{keys}\nfloor = "5m"' for brand in BRANDS)
         config.write_text(
             f"""
 [smartcar.test]
+application_id = "{simulator.application_id}"
 client_id = "{simulator.client_id}"
 client_secret = {{ file = "secret" }}
+management_token = {{ file = "management" }}
+{f'webhook_id = "{simulator.webhook_id}"' if webhook else ""}
 origins = {{ {origins} }}
 [smartcar.test.budget]
 bucket = 10000
@@ -111,14 +136,24 @@ calls_per_vehicle = 1000000
 url = "mqtt://127.0.0.1:{gate.port}"
 scalars = false
 [http]
-listen = "127.0.0.1:0"
+listen = "127.0.0.1:{port}"
+admin_token = {{ file = "admin" }}
+{f'public_url = "http://{PUBLIC_HOST}:{port}"' if public else ""}
+[polling]
+consents_every = "{consents_every}"
 [store]
 url = "sqlite:///{folder}/evbatteryd.db"
-{pace}
+{paces}
 """
         )
-        async with Daemon(config, SPEED, start, origin) as daemon:
+        async with Daemon(config, speed, start, origin) as daemon:
             yield Whole(folder, broker, gate, control, daemon, clock)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def readings(witness: Witness) -> list[tuple[str, str]]:
