@@ -14,9 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -31,6 +32,11 @@ IN_FLIGHT = 64
 
 
 def run(options: argparse.Namespace) -> None:
+    on_fastest_loop(_measure(options.seconds))
+
+
+def on_fastest_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run ``main`` on uvloop where it is installed, as the commands do."""
     try:
         import uvloop
     except ImportError:
@@ -38,11 +44,11 @@ def run(options: argparse.Namespace) -> None:
     else:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_measure(options.seconds))
+        runner.run(main)
 
 
 @contextmanager
-def _upstream() -> Iterator[str]:
+def upstream() -> Iterator[str]:
     command = [sys.executable, "-m", "tests.benchmarks.upstream", str(CARS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -54,7 +60,7 @@ def _upstream() -> Iterator[str]:
 
 async def _measure(seconds: float) -> None:
     configure("warning", "json")
-    with _upstream() as origin, tempfile.TemporaryDirectory() as folder:
+    with upstream() as origin, tempfile.TemporaryDirectory() as folder:
         async with Mosquitto(Path(folder)) as broker:
             bare = await _bare(origin, seconds)
             print(f"bare aiohttp requests, {IN_FLIGHT} at a time     {bare:8.0f} per core-second")

@@ -25,7 +25,7 @@ from evbatteryd.clock import WallClock
 from evbatteryd.logs import configure, get_logger
 from evbatteryd.service import Running, serve
 from evbatteryd.settings import load_settings
-from tests.benchmarks.end_to_end import _upstream
+from tests.benchmarks.end_to_end import on_fastest_loop, upstream
 from tests.benchmarks.upstream import signals
 
 CARS = 2_000
@@ -35,14 +35,7 @@ TOKEN = "a management token of the benchmark"
 
 
 def run(options: argparse.Namespace) -> None:
-    try:
-        import uvloop
-    except ImportError:
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_measure(options.seconds))
+    on_fastest_loop(_measure(options.seconds))
 
 
 async def _measure(seconds: float) -> None:
@@ -87,7 +80,7 @@ async def _delivered(url: str, seconds: float) -> tuple[float, str]:
 
 
 async def _daemon(seconds: float) -> tuple[float, str]:
-    with _upstream() as origin, tempfile.TemporaryDirectory() as folder:
+    with upstream() as origin, tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "evbatteryd.toml"
         origins = ", ".join(f'{name} = "{origin}"' for name in ("connect", "iam", "vehicle", "management"))
         path.write_text(
