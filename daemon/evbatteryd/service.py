@@ -464,11 +464,12 @@ class _Daemon:
         # The heart beats in the wall's time: systemd does.
         self.timer.every("heartbeat", beat * self.clock.speed, heartbeat)
         self.timer.every("freshness", timedelta(seconds=1), watch.ring)
-        self.timer.every("retention", timedelta(hours=6), prune)
+        self.timer.every("retention", timedelta(hours=1), prune)
 
     async def _prune(self) -> None:
         try:
             gone = await self.store.prune(self.clock.now() - self.settings.store.history)
+            await self.intake.forget()
             await self.store.forget_enrolments(self.clock.now() - ENROLMENTS_KEPT)
         except StoreError as error:
             self.log.warning("store.not_pruned", error=str(error))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from evbatteryd.domain.cadence import (
     DAY,
-    DELIVERY_TAKES,
     LONGEST_BACK_OFF,
     LONGEST_WAIT,
     SILENT_CHARGE,
@@ -23,7 +22,6 @@ from evbatteryd.domain.cadence import (
     activity,
     asked_to_make_sure,
     first_poll,
-    missed_by_webhooks,
     next_poll,
     resumed,
     subscribed_now,
@@ -503,21 +501,6 @@ def test_webhooks_never_bring_a_poll_forward(facts: Facts) -> None:
     polled = next_poll(replace(facts, pushed_at=None, first=False), NOW).at
     assert (pushed is None) is (polled is None)
     assert pushed is None or polled is None or pushed >= polled
-
-
-def test_a_changed_value_that_a_webhook_had_time_to_bring_was_missed() -> None:
-    before = state(told(Signal.SOC, 50.0, measured_at=NOW - HOUR))
-    late = NOW - DELIVERY_TAKES - SECOND
-    assert missed_by_webhooks(before, merge(before, [told(Signal.SOC, 51.0, measured_at=late)])[0], NOW)
-    assert not missed_by_webhooks(
-        before, merge(before, [told(Signal.SOC, 51.0, measured_at=NOW - MINUTE)])[0], NOW
-    ), "its webhook may be on its way"
-    assert not missed_by_webhooks(
-        before, merge(before, [told(Signal.SOC, 50.0, measured_at=late)])[0], NOW
-    ), "webhooks are sent for what changed"
-    assert not missed_by_webhooks(
-        before, merge(before, [told(Signal.ODOMETER, 51.0, measured_at=late)])[0], NOW
-    ), "nobody has a trigger on that"
 
 
 def test_bad_news_of_a_webhook_is_looked_into_at_the_parked_pace() -> None:

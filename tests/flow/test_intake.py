@@ -13,6 +13,7 @@ import pytest
 
 from evbatteryd.domain import errors
 from evbatteryd.domain.fleet import Car, Trouble
+from evbatteryd.domain.ledger import Budget
 from evbatteryd.domain.ports import Polled
 from evbatteryd.domain.reading import Measurement, Observation, Origin, Signal
 from evbatteryd.domain.webhook import Challenge, Delivery, Event, NotTaken, ToldError
@@ -45,6 +46,7 @@ class Deliveries:
             event_id=body.decode(),
             vehicle_ref=car.vehicle.consent.vehicle_ref,
             received_at=self.w.clock.now(),
+            webhook_id="hook",
         )
         self.known[body] = (replace(delivery, **more),)
 
@@ -342,11 +344,15 @@ async def test_whoever_is_told_of_has_a_consent_that_stands(setting) -> None:
     w.source.failing(LOST)
     await w.poll(car)
     assert not w.fleet[car.id].consented
-    deliveries.add(b"e1", car, observation=deliveries.soc(55.0, START))
+    deliveries.add(b"late", car, observation=deliveries.soc(55.0, START - MINUTE))
+    await intake.receive(b"late", "s", None)
+    assert not w.fleet[car.id].consented, "it was measured before the consent was lost"
+    await w.clock.advance(10 * MINUTE)
+    deliveries.add(b"e1", car, observation=deliveries.soc(55.0, w.clock.now()))
     await intake.receive(b"e1", "s", None)
     after = w.fleet[car.id]
     assert after.consented
-    assert after.schedule.due is not None
+    assert after.schedule.due == START + RENAULT.parked, "one poll makes sure"
 
 
 async def test_a_used_up_plan_is_neither_told_nor_ended_by_a_webhook(setting) -> None:
@@ -366,6 +372,78 @@ async def test_who_is_told_of_counts_as_subscribed(setting) -> None:
     deliveries.add(b"e1", car, observation=deliveries.soc(55.0, START))
     await intake.receive(b"e1", "s", None)
     assert [kept.vehicle.subscription for kept in await w.store.cars()] == ["hook c0"]
+
+
+@pytest.mark.parametrize("webhook_id", ["another", None])
+async def test_another_webhook_is_no_subscription_to_ours(setting, webhook_id: str | None) -> None:
+    w, car, deliveries, intake = setting
+    deliveries.add(b"e1", car, webhook_id=webhook_id, observation=deliveries.soc(55.0, START))
+    await intake.receive(b"e1", "s", None)
+    assert w.fleet[car.id].vehicle.subscription is None
+
+
+async def test_the_end_of_an_error_that_comes_before_its_beginning_ends_it(setting) -> None:
+    w, car, deliveries, intake = setting
+    deliveries.add(b"end", car, event=Event.ERROR, errors=(ToldError(ASLEEP, True, None),))
+    deliveries.add(b"beginning", car, event=Event.ERROR, errors=(ToldError(ASLEEP, False, None),))
+    deliveries.add(b"again", car, event=Event.ERROR, errors=(ToldError(ASLEEP, False, None),))
+    await intake.receive(b"end", "s", None)
+    await intake.receive(b"beginning", "s", None)
+    assert w.fleet[car.id].trouble is None
+    await w.clock.advance(10 * MINUTE)
+    deliveries.add(b"again", car, event=Event.ERROR, errors=(ToldError(ASLEEP, False, None),))
+    await intake.receive(b"again", "s", None)
+    assert w.fleet[car.id].trouble is not None
+
+
+async def test_a_stranger_has_the_list_read_once_an_hour(setting) -> None:
+    w, car, deliveries, intake = setting
+    for n in range(5):
+        deliveries.add(b"e%d" % n, car, vehicle_ref="nobody", observation=deliveries.soc(55.0, START))
+        await intake.receive(b"e%d" % n, "s", None)
+    assert deliveries.strangers == ["home"]
+    await w.clock.advance(timedelta(hours=1))
+    deliveries.add(b"later", car, vehicle_ref="nobody", observation=deliveries.soc(55.0, START))
+    await intake.receive(b"later", "s", None)
+    assert deliveries.strangers == ["home", "home"]
+
+
+async def test_a_car_that_waits_for_its_turn_is_not_polled_once_a_webhook_answered(tmp_path: Path) -> None:
+    # One token: the second car waits while the first is asked.
+    async with world(tmp_path, Budget(bucket=2, refill_per_minute=1.0)) as w:
+        cars = await w.enrol(2)
+        deliveries = Deliveries(w)
+        intake = intake_of(w, deliveries)
+        await intake.open()
+        await w.clock.advance(10 * MINUTE)
+        for car in cars:
+            w.poller.due(car.id)
+        await until(lambda: len(w.source.asked) == 1)
+        (waiting,) = [car for car in cars if car.id != w.source.asked[0][1]]
+        assert w.poller.waiting == 1
+        deliveries.add(b"e1", waiting, observation=deliveries.soc(55.0, w.clock.now()))
+        await intake.receive(b"e1", "s", None)
+        await w.clock.advance(30 * MINUTE)
+        await until(lambda: w.poller.waiting == 0)
+        assert [asked for _, asked in w.source.asked] == [car.id for car in cars if car is not waiting]
+
+
+async def test_a_restart_brings_no_poll_forward_that_a_webhook_had_put_off(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await w.enrol()
+        deliveries = Deliveries(w)
+        intake = intake_of(w, deliveries)
+        await intake.open()
+        (polled,) = await w.poll(car)
+        await w.clock.advance(timedelta(hours=1))
+        deliveries.add(b"e1", car, observation=deliveries.soc(51.0, w.clock.now()))
+        await intake.receive(b"e1", "s", None)
+        due = w.fleet[car.id].schedule.due
+        clock = w.clock
+    async with world(tmp_path, clock=clock) as w:
+        await w.cars.reconsider(lambda car: w.purse.share(car.id))
+        assert w.fleet[car.id].schedule.due == due
+        assert due > polled.schedule.due
 
 
 async def test_a_bug_in_one_delivery_is_told_and_stops_no_other(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,3 +154,41 @@ async def test_an_answer_on_its_way_brings_nothing_back(tmp_path: Path) -> None:
         await polling
         assert w.fleet[car.id].state.soc_percent is None
         assert await w.store.after(0, 10) == []
+
+
+async def test_nothing_is_renamed_before_every_car_is_loaded(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await enrolled(w)
+        w.cars._loaded = False
+        with pytest.raises(CannotChange, match="still starting"):
+            await steward_of(w).rename(car.id, name=None, slug="new")
+
+
+async def test_the_history_of_a_car_that_was_consented_to_meanwhile_stays(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await enrolled(w)
+        await w.poll(car)
+        with pytest.raises(CannotChange, match="consented again"):
+            await w.cars.erase(car.id)
+        assert len(await w.store.after(0, 10)) == 1
+
+
+async def test_while_another_program_reads_the_file_an_erasure_holds_up_nobody(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        one, two = await enrolled(w, 2)
+        await w.poll(one, two)
+        with closing(sqlite3.connect(tmp_path / "evbatteryd.db", isolation_level=None)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT count(*) FROM reading").fetchone()
+            await steward_of(w).disconnect(one.id, erase=True)
+            await steward_of(w).rename(two.id, name="Two", slug=None)
+        assert len(w.said("store.log_kept")) == 1
+        assert [reading.vehicle_id for reading in await w.store.after(0, 10)] == [two.id]
+
+
+async def test_an_owner_who_consents_again_under_the_same_connection_is_welcome(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await enrolled(w)
+        await steward_of(w).disconnect(car.id, erase=False)
+        await w.roster.adopt(consent(0), just_given=True)
+        assert w.fleet[car.id].consented

@@ -27,6 +27,13 @@ async def subscribing(w: World) -> AsyncIterator[Subscriber]:
             await running
 
 
+async def hours_pass(w: World, hours: int) -> None:
+    """Time, with room for the store, which is a thread of its own."""
+    for _ in range(6 * hours):
+        await w.clock.advance(timedelta(minutes=10))
+        await asyncio.sleep(0.005)
+
+
 async def test_each_car_once_for_each_consent_also_after_a_restart(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         w.source.consent_list = [consent(1), consent(2)]
@@ -79,16 +86,32 @@ async def test_one_that_cannot_be_is_left_for_a_day_and_holds_up_no_other(tmp_pa
 
 async def test_while_smartcar_is_away_it_waits_and_goes_on_by_itself(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
-        w.source.consent_list = [consent(1), consent(2)]
+        w.source.consent_list = [consent(n) for n in range(1, 6)]
         await w.roster.sync(w.purse.ticket(None))
         away = errors.Unreachable("HTTP_503", "Smartcar failed")
-        w.source.subscribe_errors = {"v1": away, "v2": away}
+        w.source.subscribe_errors = {f"v{n}": away for n in range(1, 6)}
         async with subscribing(w):
             await until(lambda: len(w.said("webhook.not_subscribed")) == 1)
             await settle()
             assert w.clock.now() == START
+            assert (
+                w.metrics._registry.get_sample_value("evbatteryd_calls_total", {"application": "home"})
+                == 1 + 3
+            ), "the list, and three cars in a row"
             w.source.subscribe_errors.clear()
-            await w.clock.advance(timedelta(minutes=15))
+            await hours_pass(w, 3)
+            await until(lambda: len(w.source.subscribed) == 5)
+
+
+async def test_one_for_which_smartcar_fails_holds_up_no_other(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        w.source.consent_list = [consent(1), consent(2)]
+        await w.roster.sync(w.purse.ticket(None))
+        w.source.subscribe_errors["v1"] = errors.Unreachable("HTTP_500", "failed on this one")
+        async with subscribing(w):
+            await until(lambda: w.source.subscribed == [("v2", "hook")])
+            w.source.subscribe_errors.clear()
+            await hours_pass(w, 3)
             await until(lambda: len(w.source.subscribed) == 2)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 from evbatteryd.domain import errors
 from evbatteryd.domain.enrolment import Ending, Enrolment
+from evbatteryd.domain.ports import Ticket
+from evbatteryd.domain.vehicle import Consent
 from evbatteryd.flow.welcome import Welcome
 from tests.fakes import START, settle, until
 from tests.flow.world import World, consent, world
@@ -146,3 +149,48 @@ async def test_nobody_is_waited_for_for_ever(tmp_path: Path) -> None:
             await asyncio.sleep(0.002)
         await until_arrived(w)
         assert len(w.fleet) == 0
+
+
+async def test_a_second_car_that_is_listed_later_comes_by_the_same_invitation(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, welcoming(w) as welcome:
+        w.source.consent_list = [consent(1)]
+        welcome.add(await consented(w, "u1", invited="Anna"))
+        await until(lambda: len(w.fleet) == 1)
+        await until_arrived(w)
+        second = replace(consent(2), user_ref="u1")
+        w.source.consent_list.append(second)
+        await w.clock.advance(timedelta(minutes=1))
+        await until(lambda: len(w.fleet) == 2)
+        third = replace(consent(3), user_ref="u1")
+        w.source.consent_list.append(third)
+        await w.roster.sync(w.purse.ticket(None))
+        assert [car.vehicle.invited for car in w.fleet] == ["Anna"] * 3
+
+
+async def test_an_invented_user_costs_few_requests(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, welcoming(w) as welcome:
+        for number in range(10):
+            welcome.add(await consented(w, f"nobody-{number}"))
+        for _ in range(24 * 6):
+            await w.clock.advance(timedelta(minutes=10))
+            await asyncio.sleep(0.001)
+        spent = w.metrics._registry.get_sample_value("evbatteryd_calls_total", {"application": "home"})
+        assert spent <= 10 * 13, "each is looked for during an hour, less and less often"
+        assert await w.store.awaited() == []
+
+
+async def test_a_bug_in_one_welcome_is_told_and_stops_no_other(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, welcoming(w) as welcome:
+        w.source.consent_list = [consent(2)]
+        consents_of = w.source.consents_of
+
+        async def broken(user: str, ticket: Ticket) -> list[Consent]:
+            if user == "u1":
+                raise ZeroDivisionError
+            return await consents_of(user, ticket)
+
+        w.source.consents_of = broken  # type: ignore[method-assign]
+        welcome.add(await consented(w, "u1"))
+        await until(lambda: len(w.said("enrolment.bug")) == 1)
+        welcome.add(await consented(w, "u2"))
+        await until(lambda: len(w.fleet) == 1)

@@ -34,7 +34,7 @@ from evbatteryd.sinks.payload import FIELDS, Topics
 from tests.builders import NOON, car, profile, reading, state
 from tests.mosquitto import LOOPBACK, PATIENCE_S, Gate, Mosquitto, Witness, program
 from tests.sinks.conftest import PASSWORD, Station
-from tests.sinks.world import at_its_newest, later, packet, packet_id, readings_of, server
+from tests.sinks.world import at_its_newest, kept, later, packet, packet_id, readings_of, server
 
 STALE_AT = NOON + timedelta(seconds=30) + 2 * profile().parked + GRACE
 """When what was fetched half a minute past noon stops being fresh, for a parked car."""
@@ -141,12 +141,12 @@ async def test_a_value_that_is_old_when_told_is_heard_and_then_gone(broker: Mosq
         assert whole.json["freshness"] == "stale"
         assert whole.properties.MessageExpiryInterval == 1
         await witness.until(lambda w: w.last("evbatteryd/car_1/availability") == "stale")
-        kept = {"evbatteryd/car_1/state"}
-        while kept & {"evbatteryd/car_1/state", "evbatteryd/car_1/soc"}:
+        retained = {"evbatteryd/car_1/state"}
+        while retained & {"evbatteryd/car_1/state", "evbatteryd/car_1/soc"}:
             await asyncio.sleep(0.2)
             async with Witness(broker.port, "evbatteryd/car_1/+") as late:
                 await late.until(lambda w: w.on("evbatteryd/car_1/availability"))
-                kept = {message.topic for message in late.heard}
+                retained = {message.topic for message in late.heard}
 
 
 async def test_either_shape_can_be_switched_off(broker: Mosquitto) -> None:
@@ -262,7 +262,7 @@ async def test_a_withdrawn_car_is_wiped_and_stays_so(
         await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "61")
         gone = car(1, state=first.state, reading_id="r1", withdrawn_at=later(1))
         station.told(gone)
-        await witness.until(lambda w: w.last(f"evbatteryd/car_1/{FIELDS[-1]}") == "")
+        await witness.until(lambda w: w.last("evbatteryd/car_1/availability") == "")
         await station.publish([reading(2, state=state(soc=60, measured_at=later(1)))])
         station.sink.touch(gone.id)
         station.told(car(2))
@@ -270,15 +270,17 @@ async def test_a_withdrawn_car_is_wiped_and_stays_so(
         for field in ("state", *FIELDS):
             empty = [m for m in witness.on(f"evbatteryd/car_1/{field}") if not m.payload]
             assert len(empty) == 1, field
-        async with Witness(broker.port, "evbatteryd/car_1/+") as late:
-            await late.until(lambda w: w.heard)
-            assert [(m.topic, m.text) for m in late.heard] == [("evbatteryd/car_1/availability", "offline")]
+        assert await kept(broker.port, "evbatteryd/car_1/+") == {}
         gate.shut()
         await station.logged("mqtt.lost")
         gate.open()
         await station.logged("mqtt.connected", times=2)
         await witness.until(lambda w: len(w.on("evbatteryd/car_2/availability")) == 2)
-        assert {message.text for message in witness.on("evbatteryd/car_1/soc")[1:]} == {""}
+        assert [message.text for message in witness.on("evbatteryd/car_1/soc")] == ["61", "", ""]
+        told = [message.text for message in witness.on("evbatteryd/car_1/availability")]
+        assert told[-3:] == ["offline", "", ""]
+        assert told.count("offline") == 1
+        assert await kept(broker.port, "evbatteryd/car_1/+") == {}
 
 
 async def test_a_car_whose_owner_consents_again_is_told_again(broker: Mosquitto) -> None:
@@ -287,10 +289,18 @@ async def test_a_car_whose_owner_consents_again_is_told_again(broker: Mosquitto)
         await station.publish([first])
         station.told(car(1, state=first.state, reading_id="r1", withdrawn_at=later(1)))
         await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "")
+        await witness.until(lambda w: w.last("evbatteryd/car_1/availability") == "")
+        gone = len(witness.heard)
         station.told(car(1, state=first.state, reading_id="r1"))
         await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "61")
+        again = [m for m in witness.heard[gone:] if m.topic.startswith("evbatteryd/car_1/")]
+        assert [m.topic for m in again[:2]] == ["evbatteryd/car_1/availability", "evbatteryd/car_1/state"]
+        assert again[0].text == "fresh"
         station.told(car(1, state=first.state, reading_id="r1", withdrawn_at=later(2)))
-        await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "")
+        await witness.until(lambda w: w.last("evbatteryd/car_1/availability") == "")
+        told = [message.text for message in witness.on("evbatteryd/car_1/availability")]
+        assert told[-5:] == ["offline", "", "fresh", "offline", ""]
+        assert await kept(broker.port, "evbatteryd/car_1/+") == {}
 
 
 # The two lanes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -183,7 +183,7 @@ async def test_a_withdrawn_car_leaves_nothing_under_its_former_slugs(
         async with quiet(station, witness):
             station.told(renamed(withdrawn(read(1)), "blue"))
         assert await kept(broker.port, "evbatteryd/car_1/+") == {}
-        assert await kept(broker.port, "evbatteryd/blue/+") == {"evbatteryd/blue/availability": "offline"}
+        assert await kept(broker.port, "evbatteryd/blue/+") == {}
 
 
 @pytest.mark.parametrize("persistent", [False, True], ids=["forgetful", "persistent"])
@@ -451,7 +451,7 @@ async def test_a_withdrawal_ends_the_reading_under_way() -> None:
         await telling
         await broker.hears_the_rest(station)
     assert [name for name in broker.said("car_1") if name != "availability"] == ["state", "soc"]
-    assert broker.kept("car_1") == {"availability"}
+    assert broker.kept("car_1") == set()
 
 
 async def test_an_end_in_the_middle_of_deleting_deletes_the_rest() -> None:
@@ -465,7 +465,104 @@ async def test_an_end_in_the_middle_of_deleting_deletes_the_rest() -> None:
         await asyncio.sleep(0)
         broker.release()
         await ending
-    assert broker.kept("car_1") == {"availability"}
+    assert broker.kept("car_1") == set()
+
+
+async def test_a_withdrawn_car_says_so_before_its_topics_go() -> None:
+    broker = SlowBroker()
+    async with server(broker.serve) as port, Station(port, read(1)) as station:
+        await broker.hears_the_rest(station, 98)
+        before = len(broker.told)
+        station.told(withdrawn(read(1)))
+        await broker.hears_the_rest(station)
+    told = [one for one in broker.told[before:] if one[0].startswith("car_1/")]
+    assert told[0] == ("car_1/availability", b"offline")
+    assert [topic for topic, _ in told[1:]] == [
+        f"car_1/{name}" for name in ("state", *FIELDS, "availability")
+    ]
+    assert {payload for _, payload in told[1:]} == {b""}
+
+
+async def test_a_car_withdrawn_while_its_availability_is_told_says_that_it_is_gone() -> None:
+    broker = SlowBroker("car_1/availability")
+    async with server(broker.serve) as port, Station(port, read(1)) as station:
+        await broker.held()
+        station.told(withdrawn(read(1)))
+        broker.release()
+        await broker.hears_the_rest(station)
+    told = [payload for topic, payload in broker.told if topic == "car_1/availability"]
+    assert told == [b"fresh", b"offline", b""]
+    assert broker.kept("car_1") == set()
+
+
+async def test_a_car_consented_to_anew_while_it_says_that_it_is_gone_keeps_its_values() -> None:
+    broker = SlowBroker("car_1/fetched_at", "car_1/availability")
+    async with server(broker.serve) as port, Station(port, read(1)) as station:
+        await broker.held()
+        broker.release()
+        station.told(withdrawn(read(1)))
+        await broker.held()
+        station.told(read(1))
+        broker.release()
+        await broker.hears_the_rest(station)
+    told = [payload for topic, payload in broker.told if topic == "car_1/availability"]
+    assert told == [b"fresh", b"offline", b"fresh"]
+    assert all(payload for _, payload in broker.told)
+    assert broker.kept("car_1") == TOLD
+
+
+async def test_a_car_consented_to_anew_while_its_topics_are_deleted_is_told_anew() -> None:
+    broker = SlowBroker("car_1/fetched_at", "-car_1/availability")
+    async with server(broker.serve) as port, Station(port, read(1)) as station:
+        await broker.held()
+        broker.release()
+        station.told(withdrawn(read(1)))
+        await broker.held()
+        station.told(read(1))
+        broker.release()
+        await broker.hears_the_rest(station)
+    assert broker.said("car_1")[-len(TOLD) :][:2] == ["availability", "state"]
+    assert broker.kept("car_1") == TOLD
+
+
+async def test_a_car_that_was_offline_already_is_withdrawn_without_saying_so_again() -> None:
+    broker = SlowBroker()
+    lost = replace(read(1), trouble=Trouble("consent_lost", "CONSENT", "withdrawn in the app", NOON))
+    async with server(broker.serve) as port, Station(port, lost) as station:
+        await broker.hears_the_rest(station, 98)
+        station.told(withdrawn(lost))
+        await broker.hears_the_rest(station)
+    told = [payload for topic, payload in broker.told if topic == "car_1/availability"]
+    assert told == [b"offline", b""]
+
+
+@pytest.mark.parametrize("gone", [withdrawn, erased], ids=["withdrawn", "erased"])
+async def test_a_broker_that_was_away_forgets_a_withdrawn_car_without_a_word_when_it_is_back(
+    tmp_path: Path, protocol: str, impatient: None, gone: Callable[[Car], Car]
+) -> None:
+    async with (
+        Mosquitto(tmp_path / "broker", persistent=True) as broker,
+        Gate(broker.port) as gate,
+        Station(gate.port, read(1), protocol=protocol) as station,
+        Witness(broker.port) as witness,
+    ):
+        await witness.until(lambda w: w.on("evbatteryd/car_1/fetched_at"))
+        gate.shut()
+        await station.logged("mqtt.lost")
+        station.told(gone(read(1)))
+        assert set(await kept(broker.port, "evbatteryd/car_1/+")) == topics("car_1", TOLD)
+        gate.open()
+        await station.logged("mqtt.connected", times=2)
+        async with quiet(station, witness, 90):
+            pass
+        async with quiet(station, witness, 91):
+            station.sink.touch(VehicleId(1))
+        assert await kept(broker.port, "evbatteryd/car_1/+") == {}
+        assert [m.text for m in witness.on("evbatteryd/car_1/availability")][-2:] == ["fresh", ""]
+        assert sorted(deletions(witness, "car_1")) == sorted(EVERYTHING)
+        async with quiet(station, witness, 92):
+            station.told(read(1))
+        assert set(await kept(broker.port, "evbatteryd/car_1/+")) == topics("car_1", TOLD)
 
 
 async def test_a_reading_told_while_its_car_is_still_being_cleared_stays() -> None:
@@ -562,7 +659,7 @@ async def test_a_connected_car_that_is_erased_is_wiped_and_starts_anew(
         await witness.until(lambda w: w.on("evbatteryd/car_1/fetched_at"))
         async with quiet(station, witness, 90):
             station.told(erased(read(1)))
-        assert await kept(broker.port, "evbatteryd/car_1/+") == {"evbatteryd/car_1/availability": "offline"}
+        assert await kept(broker.port, "evbatteryd/car_1/+") == {}
         async with quiet(station, witness, 91):
             station.told(consented_anew(erased(read(1))))
         assert await kept(broker.port, "evbatteryd/car_1/+") == {"evbatteryd/car_1/availability": "stale"}
@@ -671,7 +768,7 @@ async def test_whatever_happens_the_broker_keeps_what_is_true_and_nothing_else(
         expected: set[str] = topics("bridge", ("state", "info")) | topics("car_99", ("availability",))
         for known in station.fleet:
             if known.id in numbers:
-                expected |= topics(known.slug, TOLD if _is_told(known) else ["availability"])
+                expected |= topics(known.slug, _retained(known))
         assert set(found) == expected
         for known in station.fleet:
             if _is_told(known):
@@ -681,3 +778,9 @@ async def test_whatever_happens_the_broker_keeps_what_is_true_and_nothing_else(
 
 def _is_told(known: Car) -> bool:
     return known.vehicle.withdrawn_at is None and known.state != BatteryState()
+
+
+def _retained(known: Car) -> set[str]:
+    if known.vehicle.withdrawn_at is not None:
+        return set()
+    return TOLD if _is_told(known) else {"availability"}

@@ -625,6 +625,20 @@ async def test_a_filter_that_is_not_heeded_gives_nobody_the_cars_of_others(
         assert [consent.vehicle_ref for consent in await source.consents_of(USER, ticket)] == ["v2"]
 
 
+async def test_a_car_of_two_users_is_each_one_s_though_the_filter_is_not_heeded(
+    smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
+) -> None:
+    async def both(request: web.Request) -> web.Response:
+        shared = [connection(1, "u-other"), connection(1), connection(1)]
+        return web.json_response({"data": shared, "links": {}})
+
+    smartcar.answer = both
+    async with source_at(smartcar.origin, clock) as source:
+        for user in (USER, "u-other"):
+            found = await source.consents_of(user, ticket)
+            assert [(consent.vehicle_ref, consent.user_ref) for consent in found] == [("v1", user)]
+
+
 async def test_a_consent_is_ended_by_one_paid_request(
     smartcar: Smartcar, clock: VirtualClock, ticket: CountingTicket
 ) -> None:
@@ -761,11 +775,13 @@ async def test_a_vehicle_is_subscribed_to_the_webhook_at_the_management_host(
     [
         (
             fails(404, "RESOURCE_NOT_FOUND"),
-            errors.PlanRefused,
+            errors.SourceError,
             r"check that webhook_id of \[smartcar\.home\]",
         ),
-        (fails(403, "PERMISSION"), errors.PlanRefused, "still connected"),
-        (fails(400, "VALIDATION", "PARAMETER"), errors.PlanRefused, "webhook_id"),
+        (fails(403, "PERMISSION"), errors.SourceError, "still connected"),
+        (fails(400, "VALIDATION", "PARAMETER"), errors.SourceError, "webhook_id"),
+        (fails(500, "VALIDATION"), errors.Unreadable, "malformed"),
+        (fails(500, "SERVER", "INTERNAL"), errors.Unreachable, "failed"),
         (fails(403, "AUTHENTICATION", "ACCESS_DENIED"), errors.ApplicationRefused, "Smartcar's dashboard"),
         (fails(404, "RESOURCE_NOT_FOUND", "INVALID_PATH"), errors.Unreadable, "address"),
         (fails(404), errors.Unreachable, "404"),
@@ -868,8 +884,9 @@ async def test_a_car_of_the_simulator_is_subscribed_once(clock: VirtualClock) ->
         vehicle = next(iter(simulator.world.fleet))
         simulator.world.fleet.unsubscribe(vehicle)
         (consent, *_) = await source.consents_of(vehicle.user_id, ticket)
-        with pytest.raises(errors.PlanRefused, match="webhook_id"):
+        with pytest.raises(errors.SourceError, match="webhook_id") as told:
             await source.subscribe(consent, "w-unknown", ticket)
+        assert (type(told.value), told.value.outcome) == (errors.SourceError, "failed")
         assert not vehicle.subscribed
         for _ in range(2):
             await source.subscribe(consent, simulator.webhook_id, ticket)

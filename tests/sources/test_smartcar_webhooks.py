@@ -279,17 +279,42 @@ DOCUMENTED = state(
     [
         RECORDED_2025,
         DOCUMENTED,
-        state(SOC, meta={"version": "3.0"}),
-        state(SOC, meta={"version": "5.1"}),
+        state(SOC, meta={"version": "4.1"}),
+        state(SOC, meta={"version": 4}),
+        state(SOC, meta={"version": None}),
         state(SOC, meta=None),
         state(SOC, triggers=None),
     ],
-    ids=["September 2025", "documents", "3.0", "a later one", "no meta", "no triggers"],
+    ids=["September 2025", "documents", "4.1", "a number", "no version", "no meta", "no triggers"],
 )
 def test_every_shape_of_the_envelope(document: object) -> None:
     delivery = one(document)
     assert (delivery.event_id, delivery.vehicle_ref) == ("event-1", "vehicle-1")
     assert values(delivery) == {Signal.SOC: 54.0}
+
+
+@pytest.mark.parametrize("version", ["5.0", "5", "3.0", "40.0", "2.0", 5, 5.1, True, "", "new", ["4.0"]])
+@pytest.mark.parametrize("event", ["VEHICLE_STATE", "VEHICLE_ERROR", "VEHICLE_SOLD"])
+def test_what_may_mean_something_else_by_the_same_shape_is_not_believed(event: str, version: object) -> None:
+    body = orjson.dumps(state(SOC, eventType=event, meta={"version": version}))
+    assert refused(body, signed(body)) == ("unknown_version", 200)
+
+
+@pytest.mark.parametrize(
+    ("changes", "webhook_id"),
+    [
+        ({}, "w-home"),
+        ({"webhookId": "w-top"}, "w-home"),
+        ({"webhookId": "w-top", "meta": {"version": "4.0"}}, "w-top"),
+        ({"webhookId": "w-top", "meta": {"webhookId": 7}}, "w-top"),
+        ({"meta": {"webhookId": ""}}, None),
+        ({"meta": None}, None),
+        ({"meta": {"webhookId": "w" * 10_000}}, "w" * LONGEST_ID),
+    ],
+)
+@pytest.mark.parametrize("event", ["VEHICLE_STATE", "VEHICLE_ERROR", "VEHICLE_SOLD"])
+def test_the_webhook_that_delivers(event: str, changes: dict[str, object], webhook_id: str | None) -> None:
+    assert one(state(SOC, eventType=event, **changes)).webhook_id == webhook_id
 
 
 @pytest.mark.parametrize(
@@ -351,6 +376,7 @@ def test_an_event_of_an_unknown_type_is_taken_without_being_believed() -> None:
         (state(data={"signals": [SOC]}), ("unknown_event", 200)),
         (state(data={"vehicle": {"id": 7}, "signals": [SOC]}), ("unknown_event", 200)),
         ({"eventType": "VEHICLE_STATE", "meta": {"version": "4.0"}}, ("unknown_event", 200)),
+        ({"eventType": "VEHICLE_STATE", "meta": {"version": "4.1"}}, ("unknown_event", 200)),
         ({"version": "2.0", "eventName": "schedule", "payload": {"vehicles": []}}, ("unknown_event", 200)),
         ({"version": "2.0", "eventName": "sold", "payload": {}}, ("unknown_event", 200)),
         ({"event": {"kind": "state"}, "meta": {"version": "5.0"}}, ("unknown_version", 200)),
@@ -483,6 +509,7 @@ def test_the_vehicles_of_version_2(name: str) -> None:
         (Event.STATE, ref) for ref in "abc"
     ]
     assert len({delivery.event_id for delivery in read}) == 3
+    assert [delivery.webhook_id for delivery in read] == ["w", "w", "w"]
     assert values(read[0]) == {
         Signal.SOC: 58.0,
         Signal.RANGE: 283.244544,
@@ -548,8 +575,10 @@ def test_a_share_that_is_no_number_is_kept_with_the_reason(share: object) -> Non
 )
 def test_an_event_of_version_2_says_that_charging_began_or_ended(kind: str, charging: bool) -> None:
     payload = {"eventId": "e-2", "vehicleId": "a", "eventType": kind, "eventTime": AGE}
-    delivery = one({"version": "2.0", "eventName": "eventBased", "mode": "test", "payload": payload})
+    document = {"version": "2.0", "webhookId": "w", "eventName": "eventBased", "mode": "test"}
+    delivery = one(document | {"payload": payload})
     assert (delivery.event, delivery.event_id, delivery.test) == (Event.STATE, "e-2", True)
+    assert delivery.webhook_id == "w"
     assert values(delivery) == {Signal.CHARGING: charging}
     assert delivery.observation is not None
     assert delivery.observation.measurements[0].measured_at == AGED

@@ -210,17 +210,17 @@ async def test_when_a_webhook_last_delivered_is_kept_with_an_answer_and_goes_wit
 async def test_deliveries_are_noted_once_with_what_they_brought(opener: Opener) -> None:
     async with opener() as store:
         car = await enrolled(store)
-        assert await store.recent_events(START) == []
+        assert await store.recent_events(START, 10) == []
         for minute, event_id in ((5, "later"), (1, "z"), (3, "a"), (9, "z"), (4, None)):
             await store.record(answer(car, minute, event_id=event_id))
         stranger = replace(car, vehicle=replace(car.vehicle, id=NOBODY))
         with pytest.raises(StoreError):
             await store.record(answer(stranger, 4, event_id="of nobody"))
     async with opener() as store:
-        assert await store.recent_events(START) == ["z", "a", "later"]
+        assert await store.recent_events(START, 10) == ["z", "a", "later"]
         # Each was fetched a minute after it was measured.
-        assert await store.recent_events(START + 4 * MINUTE) == ["a", "later"]
-        assert await store.recent_events(START + 4 * MINUTE + MICROSECOND * 1000) == ["later"]
+        assert await store.recent_events(START + 4 * MINUTE, 10) == ["a", "later"]
+        assert await store.recent_events(START + 4 * MINUTE + MICROSECOND * 1000, 10) == ["later"]
 
 
 async def test_erasing_takes_all_that_was_heard_of_one_vehicle_and_nothing_else(opener: Opener) -> None:

@@ -200,5 +200,5 @@ async def test_notes_of_deliveries_are_forgotten_too(store: Store, monkeypatch: 
     car = await enrolled(store)
     for minute in range(9):
         await store.record(answer(car, minute, event_id=str(minute)))
-    await store.forget_enrolments(START + 6 * MINUTE)  # each came a minute after it was measured
-    assert await store.recent_events(START) == ["5", "6", "7", "8"]
+    await store.forget_events(START + 6 * MINUTE)  # each came a minute after it was measured
+    assert await store.recent_events(START, 10) == ["5", "6", "7", "8"]

@@ -145,7 +145,7 @@ async def test_each_write_is_committed_before_it_is_acknowledged(path: Path) -> 
 async def test_a_file_that_another_program_holds_is_said_to_be_locked(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evbatteryd.store.database._BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("evbatteryd.store.database.BUSY_SECONDS", 0.05)
     async with open_store(path) as store:
         car = await enrolled(store)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:

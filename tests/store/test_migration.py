@@ -179,7 +179,7 @@ async def test_it_can_do_what_is_new(old: Path) -> None:
         await store.erase(ZOE.id)
         enrolment = await begun(store, invitation=(await invited(store)).id)
     async with open_store(old) as store:
-        assert await store.recent_events(START) == ["event"]
+        assert await store.recent_events(START, 10) == ["event"]
         assert await store.enrolment_by_id(enrolment.id) == enrolment
         assert [reading.vehicle_id for reading in await all_readings(store)] == [LEAF.id]
 

@@ -33,10 +33,6 @@ LONGEST_WAIT = timedelta(days=31)
 """A plan's period. Whoever is told to wait longer was told wrongly: a header in milliseconds, say."""
 SILENT_CHARGE = DAY
 """A charge of which nothing was heard for so long no longer sets the pace: the car may be anywhere."""
-DELIVERY_TAKES = timedelta(minutes=5)
-"""Smartcar tries four times within 175 s, each for 15 s at most:
-https://smartcar.com/docs/integrations/webhooks/best-practices/reliability"""
-_PUSHED = (Signal.SOC, Signal.CHARGING, Signal.CHARGE_STATE, Signal.PLUGGED_IN)
 _AWAY = " (fell due while evbatteryd was away)"
 
 
@@ -99,10 +95,10 @@ def activity(before: BatteryState, after: BatteryState, profile: BrandProfile, n
     """
     if after.charging and not _silent(after, now):
         return Activity.CHARGING
-    moved = _moved(before, after, profile)
+    moved = movement(before, after, profile)
     if moved is None or moved.measured_at is None:
         return Activity.PARKED
-    if now - moved.measured_at > 2 * profile.reports + timedelta(minutes=10):
+    if now - moved.measured_at > trip_known_for(profile):
         return Activity.PARKED
     cable = after.signals.get(Signal.PLUGGED_IN)
     if cable is None or not cable.value:
@@ -111,12 +107,17 @@ def activity(before: BatteryState, after: BatteryState, profile: BrandProfile, n
     return Activity.PARKED if arrived else Activity.DRIVING
 
 
+def trip_known_for(profile: BrandProfile) -> timedelta:
+    """How long after a measurement a car that moved then is taken for still driving."""
+    return 2 * profile.reports + timedelta(minutes=10)
+
+
 def _silent(state: BatteryState, now: datetime) -> bool:
     times = [told.measured_at for told in state if told.measured_at is not None]
     return bool(times) and now - max(times) > SILENT_CHARGE
 
 
-def _moved(before: BatteryState, after: BatteryState, profile: BrandProfile) -> Measurement | None:
+def movement(before: BatteryState, after: BatteryState, profile: BrandProfile) -> Measurement | None:
     """The measurement by which the car moved between two states."""
     km_was, km = before.number(Signal.ODOMETER), after.number(Signal.ODOMETER)
     if km_was is not None and km is not None and km > km_was:
@@ -151,27 +152,12 @@ def webhook_wait(profile: BrandProfile, doing: Activity) -> timedelta:
     return 2 * profile.interval(doing)
 
 
-def missed_by_webhooks(before: BatteryState, after: BatteryState, now: datetime) -> bool:
-    """Whether a poll brought what a webhook should have brought by ``now``: then they have fallen silent.
-
-    Webhooks are sent for values that changed, most often of the state of charge and of the charging itself;
-    ``DELIVERY_TAKES`` is what the attempts to deliver one may take.
-    """
-    for signal in _PUSHED:
-        told, known = after.signals.get(signal), before.signals.get(signal)
-        if told is None or told.measured_at is None or (known is not None and told.value == known.value):
-            continue
-        if now - told.measured_at > DELIVERY_TAKES:
-            return True
-    return False
-
-
 def asked_to_make_sure(
-    profile: BrandProfile, polled_at: datetime | None, code: str, now: datetime
+    profile: BrandProfile, polled_at: datetime | None, why: str, now: datetime
 ) -> NextPoll:
-    """One poll, at the brand's parked pace at most, to see whether a webhook's bad news is true."""
+    """One poll, at the brand's parked pace at most, to see whether what a webhook says of it is true."""
     at = now if polled_at is None else max(now, polled_at + profile.interval(Activity.PARKED))
-    return NextPoll(at, f"a webhook reports {code}: asking once to make sure")
+    return NextPoll(at, f"a webhook reports {why}: asking once to make sure")
 
 
 def _after_answer(facts: Facts, now: datetime) -> NextPoll:
@@ -180,7 +166,8 @@ def _after_answer(facts: Facts, now: datetime) -> NextPoll:
         pause = max(webhook_wait(profile, facts.activity), _brand_pace(facts))
         return NextPoll(
             now + pause,
-            f"{facts.activity}; webhooks deliver, so it is polled only if none comes for {words(pause)}",
+            f"{facts.activity}; webhooks deliver, the last one at {_day(facts.pushed_at)}: polled only "
+            f"if none comes for {words(pause)}",
         )
     pace = max(profile.interval(facts.activity), _brand_pace(facts))
     reason = f"{facts.activity}; {profile.name} every {words(pace)}"

@@ -8,10 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import NewType
+from typing import Final, NewType
 
 EnrolmentId = NewType("EnrolmentId", int)
 InvitationId = NewType("InvitationId", int)
+
+PERMISSIONS: Final = ("read_vehicle_info", "read_battery", "read_charge", "read_odometer")
+"""What owners are asked for unless the operator says otherwise. Neither VIN, nor owner, nor location."""
 
 ENROLMENT_LASTS = timedelta(hours=1)
 """From setting out until the answer is refused: some brands send their owners through a portal and back."""

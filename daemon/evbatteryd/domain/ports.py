@@ -168,12 +168,19 @@ class Store(Protocol):
         """Slug, name, consent, schedule and trouble as in ``car``; its state and readings stay."""
         ...
 
-    async def erase(self, vehicle_id: VehicleId) -> None:
-        """Delete every reading and rejected value of a vehicle, and its state. What it has spent stays."""
+    async def erase(self, vehicle_id: VehicleId) -> bool:
+        """Delete every reading and rejected value of a vehicle, and its state. What it has spent stays.
+
+        False: what was deleted can still be found in a file, because another program reads it.
+        """
         ...
 
-    async def recent_events(self, since: datetime) -> list[str]:
-        """Ids of the webhook deliveries that were committed since then, oldest first."""
+    async def recent_events(self, since: datetime, limit: int) -> list[str]:
+        """Ids of the newest webhook deliveries that were committed since then, oldest first."""
+        ...
+
+    async def forget_events(self, before: datetime) -> None:
+        """Delete the notes of deliveries that were committed before that."""
         ...
 
     async def record(self, polled: Polled) -> tuple[Car, Reading | None]:
@@ -292,7 +299,7 @@ class EnrolmentStore(Protocol):
         ...
 
     async def forget_enrolments(self, before: datetime) -> None:
-        """Delete enrolments and invitations that expired before that, and notes of deliveries as old."""
+        """Delete enrolments and invitations that expired before that."""
         ...
 
 

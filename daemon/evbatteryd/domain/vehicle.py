@@ -14,6 +14,9 @@ VehicleId = NewType("VehicleId", int)
 
 SLUG = re.compile(r"[a-z0-9](?:[a-z0-9_]{0,62}[a-z0-9])?")
 
+LONGEST_NAME = 80
+"""Characters of what people call a car or a person."""
+
 RESERVED_SLUGS = frozenset({"bridge"})
 """Topic levels of the daemon itself: a car of that name would write over ``evbatteryd/bridge/state``."""
 
@@ -69,6 +72,12 @@ class Vehicle:
 def subscription_of(webhook_id: str, connection_id: str) -> str:
     """What :attr:`Vehicle.subscription` is once this connection is subscribed to this webhook."""
     return f"{webhook_id} {connection_id}"
+
+
+def tidy_name(text: str) -> str | None:
+    """What people may call a car or a person, its blanks tidied up; None if that cannot be a name."""
+    name = " ".join(text.split())
+    return name if name and len(name) <= LONGEST_NAME and name.isprintable() else None
 
 
 def slug_for(words: str, taken: Container[str]) -> str:

@@ -44,6 +44,8 @@ class Delivery:
     """The same in every repetition."""
     vehicle_ref: str
     received_at: datetime
+    webhook_id: str | None = None
+    """The webhook that delivers it, by Smartcar's id; None if it does not say."""
     test: bool = False
     """Sent by the dashboard to try the address out: its values are of no car."""
     observation: Observation | None = None

@@ -15,10 +15,7 @@ from hashlib import sha256
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from evbatteryd.domain.enrolment import Ending, Refusal
-
-PERMISSIONS: Final = ("read_vehicle_info", "read_battery", "read_charge", "read_odometer")
-"""What is asked for unless the operator says otherwise. Neither VIN, nor owner, nor location."""
+from evbatteryd.domain.enrolment import PERMISSIONS, Ending, Refusal
 
 CONNECT_MAKE: Final = re.compile(r"[A-Z0-9][A-Z0-9_ -]{0,31}")
 COUNTRY: Final = re.compile(r"[A-Z]{2}")
@@ -182,36 +179,38 @@ ENDINGS: Final[Mapping[Ending, Words]] = {
     ),
 }
 
+_STANDS: Final = "If you agreed at Smartcar, that consent stands there: end it at https://my.smartcar.com."
+
 REFUSALS: Final[Mapping[Refusal, Words]] = {
     Refusal.UNKNOWN: Words(
         "This link was not made here",
-        "Nobody set out from here with it, or that was long ago. Nothing was changed.",
+        "Nobody set out from here with it, or that was long ago. Nothing was changed here.",
         "Begin again from the page or the invitation you were given.",
         again=True,
     ),
     Refusal.REPLAYED: Words(
         "This link was used already",
-        "Each trip to Smartcar counts once. Nothing was changed now.",
+        "Each trip to Smartcar counts once. Nothing was changed here now.",
         "If your car is not here yet, begin again.",
         again=True,
     ),
     Refusal.EXPIRED: Words(
         "That took too long",
-        "An answer counts for one hour after setting out. Nothing was changed.",
-        "Begin again: Smartcar will be quick this time.",
+        "An answer counts for one hour after setting out. Nothing was changed here.",
+        f"Begin again: Smartcar will be quick this time. {_STANDS}",
         again=True,
     ),
     Refusal.OTHER_BROWSER: Words(
         "Another browser began this",
-        "For your safety an answer counts only in the browser that set out. Nothing was changed.",
+        "For your safety an answer counts only in the browser that set out. Nothing was changed here.",
         "Go back to that browser, or begin again in this one. Whoever runs evbatteryd can also paste the "
-        "address that this page had.",
+        f"address that this page had. {_STANDS}",
         again=True,
     ),
     Refusal.INVITATION: Words(
         "This invitation is no longer open",
-        "It was used, taken back, or has expired. Nothing was changed.",
-        "Ask whoever invited you for another one.",
+        "It was used, taken back, or has expired. Nothing was changed here.",
+        f"Ask whoever invited you for another one. {_STANDS}",
         again=False,
     ),
     Refusal.UNREADABLE: Words(

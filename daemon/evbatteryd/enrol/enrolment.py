@@ -21,9 +21,9 @@ from evbatteryd.domain.enrolment import (
     refusal,
 )
 from evbatteryd.domain.ports import Clock, EnrolmentStore, Log
+from evbatteryd.domain.vehicle import LONGEST_NAME, tidy_name
 from evbatteryd.enrol.consent import ConnectOptions, connect_url, digest, pasted, read_answer
 
-LONGEST_NAME = 80
 LONGEST_INVITATION = timedelta(days=90)
 
 
@@ -164,14 +164,14 @@ class Enrolments:
 
         Raises CannotEnrol, StoreError.
         """
-        name = " ".join(name.split())
-        if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        tidy = tidy_name(name)
+        if tidy is None:
             raise CannotEnrol(f"Say whom the invitation is for, in 1 to {LONGEST_NAME} characters.")
         if not timedelta() < lasts <= LONGEST_INVITATION:
             raise CannotEnrol(f"An invitation lasts at most {LONGEST_INVITATION.days} days.")
         options, now, token = self.options(application), self._clock.now(), secrets.token_urlsafe(24)
         invitation = await self._store.invite(
-            name=name,
+            name=tidy,
             application=options.application,
             token=digest(token),
             created_at=now,

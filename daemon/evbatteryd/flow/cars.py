@@ -19,11 +19,18 @@ from evbatteryd.domain.fleet import Car, Fleet, Schedule
 from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.ports import CannotChange, Clock, Log, Polled, Store
 from evbatteryd.domain.reading import BatteryState, Reading
-from evbatteryd.domain.vehicle import RESERVED_SLUGS, SLUG, Consent, VehicleId, slug_for
+from evbatteryd.domain.vehicle import (
+    LONGEST_NAME,
+    RESERVED_SLUGS,
+    SLUG,
+    Consent,
+    VehicleId,
+    slug_for,
+    tidy_name,
+)
 from evbatteryd.flow.timer import SLICE, CohortTimer
 
 STORE_PAUSE = timedelta(seconds=5)
-LONGEST_NAME = 80
 LONGEST_LOOK_BACK = timedelta(days=1)
 _AT_PACE = frozenset({"new", "unchanged", BudgetSpent.outcome})
 """Outcomes after which a car waits for its brand's pace or its plan, and for nothing of its own."""
@@ -61,6 +68,7 @@ class Cars:
         self._guards: dict[VehicleId, tuple[asyncio.Lock, int]] = {}
         self._store_failing = False
         self._enrolling = asyncio.Lock()
+        self._loaded = False
 
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -90,6 +98,7 @@ class Cars:
             self._announce(known, None)
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
+        self._loaded = True
         if strangers:
             self._log.warning("vehicles.not_polled", count=strangers, reason="application not configured")
 
@@ -115,7 +124,8 @@ class Cars:
                 pushed_at=schedule.pushed_at,
             )
             spent = schedule.outcome == BudgetSpent.outcome
-            decided_at = schedule.polled_at if spent else schedule.answered_at
+            heard = max(filter(None, (schedule.answered_at, schedule.pushed_at)), default=None)
+            decided_at = schedule.polled_at if spent else heard
             sooner = next_poll(facts, max(decided_at or now, now - LONGEST_LOOK_BACK))
             if sooner.at is not None and sooner.at < schedule.due:
                 again = resumed(sooner.at, sooner.reason, facts.profile, facts.spread, now)
@@ -167,6 +177,8 @@ class Cars:
                 vehicle = replace(vehicle, slug=slug, former_slugs=former)
             return replace(car, vehicle=replace(vehicle, name=vehicle.name if name is None else name))
 
+        if not self._loaded:  # the slug may be that of a car yet to come
+            raise CannotChange("evbatteryd is still starting: try again in a moment.")
         if name is not None:
             name = checked_name(name)
         if slug is not None:
@@ -175,10 +187,18 @@ class Cars:
             return await self.change(vehicle_id, renamed)
 
     async def erase(self, vehicle_id: VehicleId) -> Car:
-        """Forget every reading of a car that is asked no more. What it has spent stays."""
+        """Forget every reading of a car that is asked no more, but not what it has spent.
+
+        Raises CannotChange.
+        """
         async with self._alone(vehicle_id):
             car = self.fleet[vehicle_id]
-            await self.kept(lambda: self._store.erase(vehicle_id))
+            if car.vehicle.withdrawn_at is None:
+                raise CannotChange("Its owner has consented again meanwhile, so its history was not erased.")
+            if not await self.kept(lambda: self._store.erase(vehicle_id)):
+                self._log.warning(
+                    "store.log_kept", vehicle=car.slug, reason="another program reads the database"
+                )
             schedule = replace(car.schedule, outcome="", answered_at=None, pushed_at=None)
             erased = replace(car, schedule=schedule, state=BatteryState(), trouble=None, reading_id=None)
             await self.kept(lambda: self._store.update(erased))
@@ -247,10 +267,10 @@ class Cars:
 
 def checked_name(name: str) -> str:
     """A display name, its blanks tidied up. Raises CannotChange."""
-    name = " ".join(name.split())
-    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+    tidy = tidy_name(name)
+    if tidy is None:
         raise CannotChange(f"A name has 1 to {LONGEST_NAME} characters that can be seen.")
-    return name
+    return tidy
 
 
 def checked_slug(slug: str) -> None:

@@ -8,30 +8,14 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from evbatteryd.domain.cadence import (
-    Answered,
-    Facts,
-    NextPoll,
-    activity,
-    asked_to_make_sure,
-    next_poll,
-    words,
-)
-from evbatteryd.domain.errors import (
-    ApplicationRateLimited,
-    ApplicationRefused,
-    BudgetSpent,
-    ConsentLost,
-    NotCapable,
-    PlanRefused,
-    RateLimited,
-)
-from evbatteryd.domain.fleet import Car, Trouble
+from evbatteryd.domain.cadence import words
+from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.plausibility import plausible
 from evbatteryd.domain.ports import Clock, Log, Polled, Store, Tally
-from evbatteryd.domain.reading import Observation, Origin, Rejected, Signal, merge
-from evbatteryd.domain.vehicle import subscription_of
+from evbatteryd.domain.pushing import DELIVERY_TAKES, after_error, after_push
+from evbatteryd.domain.reading import Origin, Rejected
+from evbatteryd.domain.vehicle import VehicleId, subscription_of
 from evbatteryd.domain.webhook import Challenge, Delivery, Event, NotTaken, ToldError, WebhookAnswer
 from evbatteryd.flow.cars import Cars
 
@@ -42,11 +26,9 @@ MOST_PENDING: Final = 2_000
 REMEMBERED: Final = timedelta(hours=1)
 """How long a delivery is known again: it is repeated for three minutes at most."""
 MOST_REMEMBERED: Final = 200_000
-_OF_THE_PLAN: Final = frozenset(
-    error.outcome
-    for error in (ApplicationRateLimited, ApplicationRefused, BudgetSpent, PlanRefused, RateLimited)
-)
-"""Troubles of asking, which a webhook neither has nor ends."""
+MOST_STRANGERS: Final = 10_000
+MOST_RESOLVED: Final = 10_000
+"""Errors whose end is remembered, for the time that their beginning may still be on its way."""
 SAID_AGAIN: Final = timedelta(hours=1)
 """How long the same kind of refusal is not logged again."""
 
@@ -92,6 +74,8 @@ class Intake:
         """Deliveries that are committed, oldest first."""
         self._taking: dict[str, asyncio.Task[str]] = {}
         self._said: dict[str, datetime] = {}
+        self._looked_for: dict[tuple[str, str], datetime] = {}
+        self._resolved: dict[tuple[VehicleId, str], datetime] = {}
         self._open = False
 
     async def open(self) -> None:
@@ -100,7 +84,8 @@ class Intake:
         Earlier ones are asked to come again, or they would be of unknown vehicles and lost.
         """
         now = self._clock.now()
-        self._taken = dict.fromkeys(await self._store.recent_events(now - REMEMBERED), now)
+        recent = await self._store.recent_events(now - REMEMBERED, MOST_REMEMBERED)
+        self._taken = dict.fromkeys(recent, now)
         self._open = True
 
     async def receive(self, body: bytes, signature: str | None, application: str | None) -> WebhookAnswer:
@@ -136,6 +121,10 @@ class Intake:
     def refused(self, outcome: str) -> None:
         """A delivery was refused before it was read."""
         self._tally.webhook(Event.OTHER, outcome)
+
+    async def forget(self) -> None:
+        """Delete the notes of deliveries that cannot be repeated any more. Raises StoreError."""
+        await self._store.forget_events(self._clock.now() - 2 * REMEMBERED)
 
     async def drain(self, grace: float) -> None:
         """Take no more; let commits under way end, for ``grace`` real seconds."""
@@ -177,14 +166,14 @@ class Intake:
             return "test"
         car = self._fleet.by_ref(delivery.application, delivery.vehicle_ref)
         if car is None:
-            self._stranger(delivery.application)
+            self._look_for(delivery)
             return "unknown_vehicle"
         if car.vehicle.withdrawn_at is not None:
-            self._stranger(delivery.application)  # it may have been consented to anew
+            self._look_for(delivery)  # it may have been consented to anew
             return "withdrawn_vehicle"
         if delivery.observation is None and not delivery.errors:
             return "nothing_for_us"
-        await self._note_subscription(car)
+        await self._note_subscription(car, delivery)
         rejected: tuple[Rejected, ...] = ()
         outcome = "withdrawn_vehicle"
 
@@ -192,17 +181,16 @@ class Intake:
             nonlocal rejected, outcome
             if current.vehicle.withdrawn_at is not None:
                 return None
-            polled = Polled(
-                car=current, news=False, at=delivery.received_at, origin=Origin.WEBHOOK, event_id=key
+            changed, news, rejected = self._after(current, delivery)
+            outcome = "error" if delivery.observation is None else "new" if news else "unchanged"
+            return Polled(
+                car=changed,
+                news=news,
+                at=delivery.received_at,
+                origin=Origin.WEBHOOK,
+                rejected=rejected,
+                event_id=key,
             )
-            for told in delivery.errors:
-                polled = replace(polled, car=self._told(polled.car, told, delivery.received_at))
-            outcome = "error"
-            if delivery.observation is not None:
-                polled = self._observed(polled, delivery.observation, delivery.received_at)
-                outcome = "new" if polled.news else "unchanged"
-                rejected = polled.rejected
-            return polled
 
         after = await self._cars.record(car.id, decide)
         self._remember(key)
@@ -211,75 +199,33 @@ class Intake:
         self._report(car, after)
         return outcome
 
-    def _observed(self, polled: Polled, observation: Observation, now: datetime) -> Polled:
-        """The car after what was pushed: pure but for the share."""
-        car = polled.car
-        profile = self._fleet.profile(car)
-        checked = plausible(observation, car.state, now)
-        state, news = merge(car.state, checked.measurements)
-        schedule = replace(car.schedule, activity=activity(car.state, state, profile, now))
-        if any(measured.signal is Signal.SOC for measured in checked.measurements):
-            schedule = replace(schedule, pushed_at=now)
-            decision = self._net(replace(car, schedule=schedule), Answered(news), now)
-            schedule = replace(schedule, due=decision.at, reason=decision.reason, failures=0)
-        # A car that Smartcar tells of has a consent that stands and does answer; its plan is another matter.
-        trouble = car.trouble if car.trouble is not None and car.trouble.outcome in _OF_THE_PLAN else None
-        return replace(
-            polled,
-            car=replace(car, state=state, schedule=schedule, trouble=trouble),
-            news=bool(news),
-            rejected=checked.rejected,
-        )
+    def _after(self, car: Car, delivery: Delivery) -> tuple[Car, bool, tuple[Rejected, ...]]:
+        """The car after a delivery, whether it brought news, and what of it could not be."""
+        now, profile = delivery.received_at, self._fleet.profile(car)
+        for told in delivery.errors:
+            if not self._was_resolved(car, told, now):
+                car = after_error(car, profile, told, now)
+        if delivery.observation is None:
+            return car, False, ()
+        checked = plausible(delivery.observation, car.state, now)
+        car, news = after_push(car, profile, self._share_of(car), checked.measurements, now)
+        return car, bool(news), checked.rejected
 
-    def _net(self, car: Car, outcome: Answered, now: datetime) -> NextPoll:
-        """The poll that makes sure, should no further webhook come."""
-        share, schedule = self._share_of(car), car.schedule
-        if share is None:
-            return NextPoll(schedule.due, schedule.reason)
-        facts = Facts(
-            profile=self._fleet.profile(car),
-            outcome=outcome,
-            activity=schedule.activity,
-            share=share,
-            calls_per_poll=schedule.calls_per_poll,
-            spread=car.vehicle.spread,
-            pushed_at=schedule.pushed_at,
-        )
-        return next_poll(facts, now)
-
-    def _told(self, car: Car, told: ToldError, now: datetime) -> Car:
-        """The car after an error, or its end.
-
-        Bad news that would stop the car for good is not taken on trust: Smartcar sends such errors for
-        signals that have nothing to do with the battery (github.com/wbyoung/smartcar, ``FAQ.md``). One poll
-        makes sure, and what that answers counts.
-        """
-        error, schedule, profile = told.error, car.schedule, self._fleet.profile(car)
+    def _was_resolved(self, car: Car, told: ToldError, now: datetime) -> bool:
+        """Whether this error is over already: deliveries come in any order."""
+        key = (car.id, told.error.code)
         if told.resolved:
-            over = car.trouble is not None and car.trouble.code == error.code
-            if not over or self._share_of(car) is None:
-                return replace(car, trouble=None) if over else car
-            sure = asked_to_make_sure(profile, schedule.polled_at, f"the end of {error.code}", now)
-            schedule = replace(
-                schedule, due=min(schedule.due or sure.at or now, sure.at or now), reason=sure.reason
-            )
-            return replace(car, trouble=None, schedule=schedule)
-        if not car.consented or schedule.due is None:
-            return car
-        if error.outcome in _OF_THE_PLAN:
-            return car
-        if isinstance(error, ConsentLost | NotCapable):
-            sure = asked_to_make_sure(profile, schedule.polled_at, error.code, now)
-            if sure.at is not None and sure.at < schedule.due:
-                schedule = replace(schedule, due=sure.at, reason=sure.reason)
-            return replace(car, schedule=schedule)
-        since = car.trouble.since if car.trouble is not None and car.trouble.outcome == error.outcome else now
-        return replace(car, trouble=Trouble(error.outcome, error.code, error.detail, since))
+            self._resolved[key] = now
+            if len(self._resolved) > MOST_RESOLVED:
+                del self._resolved[next(iter(self._resolved))]
+            return False
+        resolved = self._resolved.get(key)
+        return resolved is not None and now - resolved <= DELIVERY_TAKES
 
-    async def _note_subscription(self, car: Car) -> None:
-        """Whom webhooks tell of is subscribed: nobody has to ask Smartcar for it."""
+    async def _note_subscription(self, car: Car, delivery: Delivery) -> None:
+        """Whom our webhook tells of is subscribed to it: nobody has to ask Smartcar for it."""
         webhook_id = self._webhook_ids.get(car.vehicle.consent.application)
-        if webhook_id is None:
+        if webhook_id is None or delivery.webhook_id != webhook_id:
             return
 
         def subscribed(current: Car) -> Car:
@@ -288,6 +234,18 @@ class Intake:
 
         if subscribed(car) != car:
             await self._cars.change(car.id, subscribed)
+
+    def _look_for(self, delivery: Delivery) -> None:
+        """Have the list of consents read, once an hour for each vehicle that is not among our cars."""
+        now, key = delivery.received_at, (delivery.application, delivery.vehicle_ref)
+        looked = self._looked_for.get(key)
+        if looked is not None and timedelta() <= now - looked < SAID_AGAIN:
+            return
+        self._looked_for.pop(key, None)
+        self._looked_for[key] = now
+        if len(self._looked_for) > MOST_STRANGERS:
+            del self._looked_for[next(iter(self._looked_for))]
+        self._stranger(delivery.application)
 
     def _remember(self, key: str) -> None:
         now = self._clock.now()

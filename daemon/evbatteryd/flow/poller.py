@@ -15,7 +15,6 @@ from evbatteryd.domain.cadence import (
     Outcome,
     activity,
     consented_anew,
-    missed_by_webhooks,
     next_poll,
     words,
 )
@@ -32,7 +31,8 @@ from evbatteryd.domain.errors import (
 from evbatteryd.domain.fleet import Car, Trouble
 from evbatteryd.domain.plausibility import plausible
 from evbatteryd.domain.ports import Clock, Log, Polled, Source, Tally
-from evbatteryd.domain.reading import Observation, Rejected, Signal, merge
+from evbatteryd.domain.pushing import missed_by_webhooks, silent_for_long
+from evbatteryd.domain.reading import BatteryState, Observation, Rejected, Signal, merge
 from evbatteryd.domain.vehicle import VehicleId
 from evbatteryd.flow.cars import Cars
 from evbatteryd.flow.purse import CREDENTIALS, OURS, Purse, PurseTicket
@@ -96,10 +96,12 @@ class Poller:
         self._polls: dict[VehicleId, asyncio.Task[None]] = {}
         self._settling: set[VehicleId] = set()
         self._rang: set[VehicleId] = set()
+        self._waited_for: dict[VehicleId, datetime | None] = {}
+        """When the cars that wait were due as they began to."""
         self._refused: set[str] = set()
         self._brands: Counter[str] = Counter()
         self._freed = asyncio.Event()
-        self._silent_since: dict[str, datetime] = {}
+        self._silence_said: dict[str, datetime] = {}
         self._said: dict[VehicleId, frozenset[tuple[Signal, str]]] = {}
 
     def due(self, vehicle_id: VehicleId) -> None:
@@ -114,6 +116,7 @@ class Poller:
         if application is not None:
             kind = (car.vehicle.brand, car.schedule.activity)
             application.room.enter(vehicle_id, kind, car.schedule.due or self._clock.now())
+            self._waited_for[vehicle_id] = car.schedule.due
             application.someone_waits.set()
             self._freed.set()  # for a dispatcher that waits for one of another brand
 
@@ -157,18 +160,25 @@ class Poller:
                 purse.give_back()
                 raise
             vehicle_id = room.take(self._clock.now(), self._interval, self._admits)
-            if vehicle_id is not None and _asked(self._fleet[vehicle_id]):
+            if vehicle_id is not None and self._still_wanted(vehicle_id):
                 self._begin(vehicle_id, purse, application.source)
                 continue
             purse.give_back()
             self._slots.release()
-            if vehicle_id is not None:  # its consent was withdrawn while it waited
+            if vehicle_id is not None:  # withdrawn while it waited, or answered by a webhook
                 continue
             if len(room):  # all of them of brands that have enough requests under way
                 self._freed.clear()
                 await self._freed.wait()
             else:
                 application.someone_waits.clear()
+
+    def _still_wanted(self, vehicle_id: VehicleId) -> bool:
+        """Whether a car that waited is to be asked: a webhook may have put its poll off meanwhile."""
+        car, waited_for = self._fleet[vehicle_id], self._waited_for.pop(vehicle_id, None)
+        due = car.schedule.due
+        put_off = due is not None and due != waited_for and due > self._clock.now()
+        return _asked(car) and not put_off
 
     def _interval(self, kind: Kind) -> timedelta:
         return self._fleet.profiles[kind[0]].interval(kind[1])
@@ -245,8 +255,6 @@ class Poller:
         label = answer.outcome if isinstance(answer, SourceError) else settled.schedule.outcome
         self._tally.polled(car.vehicle.consent.make, label, now - began)
         self._report(car, settled)
-        if car.schedule.pushed_at is not None and settled.schedule.pushed_at is None:
-            self._report_silence(settled)
         if isinstance(answer, Observation):
             self._report_signals(settled, answer, polled.rejected)
 
@@ -308,8 +316,7 @@ class Poller:
                 calls_per_poll=max(calls, 1),
                 activity=activity(car.state, state, profile, now),
             )
-            if missed_by_webhooks(car.state, state, now):
-                schedule = replace(schedule, pushed_at=None)
+            schedule = replace(schedule, pushed_at=self._still_pushed(car, state, now))
         decision = next_poll(
             Facts(
                 profile=profile,
@@ -338,6 +345,16 @@ class Poller:
             excerpt=excerpt,
         )
 
+    def _still_pushed(self, car: Car, state: BatteryState, now: datetime) -> datetime | None:
+        """When a webhook last brought data, if they can be taken to deliver after what this poll found."""
+        pushed_at, profile, doing = car.schedule.pushed_at, self._fleet.profile(car), car.schedule.activity
+        if pushed_at is None or silent_for_long(pushed_at, profile, doing, now):
+            return None
+        if missed_by_webhooks(car.state, state, pushed_at, profile, doing, now):
+            self._report_silence(car, now)
+            return None
+        return pushed_at
+
     def _consented_meanwhile(self, car: Car, now: datetime) -> Polled:
         """The consent that was refused is not the one the owner has given since: ask with that."""
         first = consented_anew(self._fleet.profile(car), car.vehicle.spread, now, now)
@@ -365,12 +382,12 @@ class Poller:
         elif after.reading_id is not None and before.reading_id is None:
             log.info("vehicle.first_reading", soc=after.state.soc_percent, next=after.schedule.reason)
 
-    def _report_silence(self, car: Car) -> None:
+    def _report_silence(self, car: Car, now: datetime) -> None:
         """Webhooks no longer deliver what a poll finds: said once a day of an application."""
         application = car.vehicle.consent.application
-        silent = self._silent_since.get(application)
-        if silent is None or (car.schedule.answered_at or silent) - silent > SILENCE_SAID_AGAIN:
-            self._silent_since[application] = car.schedule.answered_at or self._clock.now()
+        said = self._silence_said.get(application)
+        if said is None or not timedelta() <= now - said < SILENCE_SAID_AGAIN:
+            self._silence_said[application] = now
             self._log.warning("webhooks.silent", application=application, vehicle=car.slug, mend=SILENT)
 
     def _report_signals(self, car: Car, answer: Observation, rejected: tuple[Rejected, ...]) -> None:

@@ -13,6 +13,7 @@ from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.ports import CannotChange, Clock, Log, Source, Ticket
 from evbatteryd.domain.vehicle import Consent
 from evbatteryd.flow.cars import Cars
+from evbatteryd.flow.pauses import pause as wait
 from evbatteryd.flow.purse import CREDENTIALS, OURS, Purse
 from evbatteryd.flow.timer import SLICE
 
@@ -42,6 +43,8 @@ class Roster:
         self._log = log.bind(application=application)
         self._every = every
         self._failing = 0
+        self._least = SHORTEST_RETRY
+        """How long after a list was read nobody may have it read again."""
         self._adopting = asyncio.Lock()
         self._stirred = asyncio.Event()
         self._ended: set[str] = set()
@@ -66,18 +69,9 @@ class Roster:
 
     async def _rest(self, pause: timedelta) -> None:
         """Until it is time again, or somebody unknown is heard of: but the shortest pause is always kept."""
-        shortest = min(pause, SHORTEST_RETRY)
+        shortest = min(pause, self._least)
         await self._clock.sleep(shortest)
-        ends = {
-            asyncio.create_task(self._clock.sleep(pause - shortest)),
-            asyncio.create_task(self._stirred.wait()),
-        }
-        try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
-            self._stirred.clear()
+        await wait(self._clock, pause - shortest, unless=self._stirred)
 
     async def _sync(self) -> timedelta:
         """Read the list once; return how long to wait before the next time."""
@@ -97,7 +91,8 @@ class Roster:
                 self._log.info("consents.readable")
             # However long the list, reading it takes a tenth of the application's requests at most.
             pages = timedelta(minutes=ticket.calls / self._purse.budget.refill_per_minute)
-            return max(self._every, 10 * pages)
+            self._least = max(SHORTEST_RETRY, 10 * pages)
+            return max(self._every, self._least)
         doubled: timedelta = SHORTEST_RETRY * 2 ** min(self._failing - 1, 10)
         return min(doubled, self._every)
 
@@ -145,6 +140,8 @@ class Roster:
         ``just_given``: its owner consented this minute, so whatever was wrong with the consent is over.
         """
         async with self._adopting:  # the list and a welcome may come upon the same new car at the same time
+            if just_given:
+                self._ended.discard(consent.connection_id)
             if consent.connection_id in self._ended:
                 return None
             known = self._fleet.by_ref(self._application, consent.vehicle_ref)

@@ -19,14 +19,21 @@ from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.ports import Clock, Log, Source
 from evbatteryd.domain.vehicle import VehicleId, subscription_of
 from evbatteryd.flow.cars import Cars
+from evbatteryd.flow.pauses import pause
 from evbatteryd.flow.purse import Purse
 from evbatteryd.flow.timer import SLICE
 
+EVERY = timedelta(hours=1)
+"""How often those that were left alone are looked at again."""
 SHORTEST_PAUSE = timedelta(minutes=5)
 LONGEST_PAUSE = timedelta(days=1)
-_OF_ALL_CARS = (ApplicationRateLimited, ApplicationRefused, PlanRefused, Unreachable, StoreError)
-TRIED_AGAIN = timedelta(days=1)
+MOST_UNREACHABLE = 3
+"""So many cars in a row for which nobody answers: then it is Smartcar, and not the cars."""
+_OF_ALL_CARS = (ApplicationRateLimited, ApplicationRefused, PlanRefused, StoreError)
+REFUSED_FOR = timedelta(days=1)
 """How long a car is left alone that Smartcar does not let be subscribed."""
+UNREACHABLE_FOR = timedelta(minutes=30)
+"""How long one is for which Smartcar failed, so that others get their turn."""
 
 
 class Subscriber:
@@ -50,7 +57,7 @@ class Subscriber:
         self._clock = clock
         self._log = log.bind(application=application)
         self._someone_new = asyncio.Event()
-        self._refused: dict[VehicleId, datetime] = {}
+        self._left_alone: dict[VehicleId, tuple[datetime, timedelta]] = {}
         self._said: set[str] = set()
         self._failures = 0
 
@@ -62,26 +69,26 @@ class Subscriber:
     async def run(self) -> None:
         """Subscribe for ever."""
         while True:
-            self._someone_new.clear()
             if await self._round():
                 self._failures = 0
-                await self._someone_new.wait()
+                await pause(self._clock, EVERY, unless=self._someone_new)
             else:
-                pause = min(SHORTEST_PAUSE * 2 ** min(self._failures, 10), LONGEST_PAUSE)
+                wait = min(SHORTEST_PAUSE * 2 ** min(self._failures, 10), LONGEST_PAUSE)
                 self._failures += 1
-                await self._clock.sleep(pause)
+                await self._clock.sleep(wait)
 
     def _wanting(self, car: Car) -> bool:
         vehicle = car.vehicle
         if vehicle.consent.application != self._application or not car.consented:
             return False
-        refused = self._refused.get(car.id)
-        if refused is not None and timedelta() <= self._clock.now() - refused < TRIED_AGAIN:
+        since, span = self._left_alone.get(car.id, (self._clock.now(), timedelta()))
+        if timedelta() <= self._clock.now() - since < span:
             return False
         return vehicle.subscription != subscription_of(self._webhook_id, vehicle.consent.connection_id)
 
     async def _round(self) -> bool:
-        """Every car that wants it. False: something failed that is no single car's, so try again later."""
+        """Every car that wants it. False: something failed that is no single car's."""
+        in_a_row = 0
         for number, car in enumerate(self._cars.fleet):
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
@@ -89,17 +96,27 @@ class Subscriber:
                 continue
             try:
                 await self._subscribe(car)
+                in_a_row = 0
             except _OF_ALL_CARS as error:
                 self._say(error)
                 return False
+            except Unreachable as error:
+                self._leave_alone(car, UNREACHABLE_FOR)
+                self._say(error)
+                in_a_row += 1
+                if in_a_row == MOST_UNREACHABLE:
+                    return False
             except SourceError as error:
-                self._refused[car.id] = self._clock.now()
+                self._leave_alone(car, REFUSED_FOR)
                 self._say(error)
             except Exception:
                 # Whatever one car's answer does to us, every other car is subscribed.
-                self._refused[car.id] = self._clock.now()
+                self._leave_alone(car, REFUSED_FOR)
                 self._log.exception("webhook.subscription_bug", vehicle=car.slug)
         return True
+
+    def _leave_alone(self, car: Car, span: timedelta) -> None:
+        self._left_alone[car.id] = (self._clock.now(), span)
 
     async def _subscribe(self, car: Car) -> None:
         consent = car.vehicle.consent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from evbatteryd.domain.enrolment import Enrolment
 from evbatteryd.domain.errors import SourceError, StoreError
@@ -14,9 +14,15 @@ from evbatteryd.flow.purse import Purse
 from evbatteryd.flow.roster import Roster
 
 FIRST_PAUSE = timedelta(seconds=2)
-LONGEST_PAUSE = timedelta(minutes=5)
+LONGEST_PAUSE = timedelta(hours=1)
 PATIENCE = timedelta(days=1)
-"""How long the cars of a consent are looked for. After that the list brings them, should they ever come."""
+"""How long Smartcar is asked for the cars of a consent while it does not answer."""
+PATIENCE_WITH_NONE = timedelta(hours=1)
+"""How long, while it answers that there is none. After that the list brings them, should they ever come."""
+SECOND_LOOK = timedelta(minutes=1)
+"""After the first car was found, for others of the same owner that are listed later."""
+AT_ONCE = 4
+"""Welcomes that ask at the same time: whoever comes later waits, and polls get their turn."""
 
 
 class Welcome:
@@ -43,6 +49,7 @@ class Welcome:
         self._log = log.bind(application=application)
         self._awaited: deque[Enrolment] = deque()
         self._more = asyncio.Event()
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     def add(self, enrolment: Enrolment) -> None:
         """This consent was committed; or it was before a restart."""
@@ -62,33 +69,47 @@ class Welcome:
 
     async def _welcome(self, enrolment: Enrolment) -> None:
         user, consented_at = enrolment.user_ref, enrolment.ended_at or enrolment.begun_at
-        pause, said = FIRST_PAUSE, False
-        while user is not None and self._clock.now() - consented_at < PATIENCE:
+        if user is not None and await self._found(user, consented_at):
+            await self._arrived(enrolment)
+            await self._clock.sleep(SECOND_LOOK)
+            await self._look(user, said=True)
+        else:
+            await self._arrived(enrolment)
+
+    async def _arrived(self, enrolment: Enrolment) -> None:
+        now = self._clock.now()
+        await self._cars.kept(lambda: self._store.arrived(enrolment.id, now))
+
+    async def _found(self, user: str, consented_at: datetime) -> bool:
+        """Look until there is a car, or no sense in looking any more."""
+        pause, failing = FIRST_PAUSE, False
+        while True:
+            found = await self._look(user, said=failing)
+            if found:
+                return True
+            failing = failing or found is None
+            waited = self._clock.now() - consented_at
+            if waited >= (PATIENCE if found is None else PATIENCE_WITH_NONE):
+                return False
+            await self._clock.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _look(self, user: str, *, said: bool) -> int | None:
+        """How many cars that user consents to, all of them enrolled; None: Smartcar or the store failed."""
+        async with self._turns:
             try:
-                found = await self._enrol_all(user)
+                return await self._enrol_all(user)
             except (SourceError, StoreError) as error:
-                found = 0
                 if not said:
-                    said = True
                     why = error.detail if isinstance(error, SourceError) else str(error)
                     self._log.warning("enrolment.waiting", reason=why)
             except Exception:
                 # Whatever this one does to us, every other one is welcomed.
-                found = 0
                 if not said:
-                    said = True
                     self._log.exception("enrolment.bug")
-            if found:
-                break
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        now = self._clock.now()
-        await self._cars.kept(lambda: self._store.arrived(enrolment.id, now))
-        if user is not None:
-            self._roster.invited.pop(user, None)
+            return None
 
     async def _enrol_all(self, user: str) -> int:
-        """How many cars that user consents to."""
         consents = await self._source.consents_of(user, self._purse.ticket(None))
         for consent in consents:
             await self._roster.adopt(consent, just_given=True)

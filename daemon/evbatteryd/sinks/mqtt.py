@@ -6,8 +6,10 @@ the broker has acknowledged all of its messages. The *latest lane* tells what ch
 counts. It never overtakes the journal lane: while a reading of a car is owed, that car's state waits.
 
 A broker may have forgotten everything that it once acknowledged, or remember too much: every connection
-begins with ``online``, every availability and every latest state; and the values of a withdrawn or erased
-car, and everything under a slug that a car once had, are deleted once more.
+begins with ``online``, every availability and every latest state; and the values of an erased car, and
+everything of a withdrawn one or under a slug that a car once had, are deleted once more.
+
+A car that is withdrawn says ``offline`` once to whoever listens, then nothing of it stays retained.
 
 A car may be renamed, withdrawn or erased at any moment, also between two messages that belong together. So
 each message is made just before it is sent, and none is made for a slug that the car has no more.
@@ -443,13 +445,15 @@ class MqttSink:
 
     def _standing(self, session: _Session, car: Car) -> Iterator[Message]:
         """The values of a car as they stand, or their deletion."""
-        if car.vehicle.withdrawn_at is None:
-            session.withdrawn.discard(car.id)
-        else:
+        if car.vehicle.withdrawn_at is not None:
             session.withdrawn.add(car.id)
+            return self._farewell(session, car)
+        session.withdrawn.discard(car.id)
         return self._clearing(session, car) if _blank(car) else self._confirmation(session, car)
 
     def _availability(self, session: _Session, car: Car) -> Iterator[Message]:
+        if car.vehicle.withdrawn_at is not None:  # what there is to say then, its farewell says
+            return
         freshness = self._fleet.freshness(car, self._clock.now())
         if session.availability.get(car.slug) is not freshness:
             session.availability[car.slug] = freshness
@@ -480,7 +484,7 @@ class MqttSink:
             yield from self._topics.scalars(telling)
 
     def _clearing(self, session: _Session, car: Car) -> Iterator[Message]:
-        """Delete whatever values are retained of a car that shall have none, once a connection."""
+        """Delete whatever values are retained of a car that has none, once a connection."""
         if car.slug in session.cleared:
             return
         session.said.pop(car.slug, None)
@@ -490,20 +494,36 @@ class MqttSink:
                 return
         session.cleared.add(car.slug)
 
+    def _farewell(self, session: _Session, car: Car) -> Iterator[Message]:
+        """Say that a withdrawn car is gone, if this connection said otherwise, and delete all of it."""
+        if session.availability.get(car.slug, Freshness.OFFLINE) is not Freshness.OFFLINE:
+            session.availability[car.slug] = Freshness.OFFLINE
+            yield self._topics.availability(car.slug, Freshness.OFFLINE)
+        if self._fleet[car.id].vehicle.withdrawn_at is not None:
+            yield from self._wiping(session, car.slug)
+
     def _forgetting(self, session: _Session, car: Car) -> Iterator[Message]:
-        """Delete everything that is retained under the car's former slugs, once a connection."""
+        """Delete everything that is retained under the car's former slugs."""
         for slug in car.vehicle.former_slugs:
-            if slug in session.forgotten or self._fleet.by_slug(slug) is not None:
+            if self._fleet.by_slug(slug) is not None:
                 continue
-            session.said.pop(slug, None)
-            session.availability.pop(slug, None)
-            for message in self._topics.forgotten(slug):
+            for message in self._wiping(session, slug):
                 yield message
-                # It is a car's again, or was for a moment.
-                if self._fleet.by_slug(slug) is not None or slug in session.said:
+                if self._fleet.by_slug(slug) is not None:  # it is a car's again
                     break
-            else:
-                session.forgotten.add(slug)
+
+    def _wiping(self, session: _Session, slug: str) -> Iterator[Message]:
+        """Delete everything that is retained under a slug, once a connection."""
+        if slug in session.forgotten:
+            return
+        session.said.pop(slug, None)
+        session.availability.pop(slug, None)
+        for message in self._topics.forgotten(slug):
+            yield message
+            if slug in session.said:  # a new reading has begun to be told
+                return
+        session.cleared.add(slug)
+        session.forgotten.add(slug)
 
     def _is_still(self, car: Car) -> bool:
         """Whether the car has the reading, the slug and the consent that it had."""
@@ -554,12 +574,11 @@ class MqttSink:
 
 
 def _blank(car: Car) -> bool:
-    """Whether no value of a car may be retained: it was withdrawn, or there is none.
+    """Whether a car has no value and a broker may retain one all the same: of before the car was erased.
 
-    A broker may have one all the same, of before the car was erased; not if the car was never asked.
+    There is none if the car was never asked.
     """
-    unknown = car.reading_id is None and car.schedule.polled_at is not None
-    return car.vehicle.withdrawn_at is not None or unknown
+    return car.reading_id is None and car.schedule.polled_at is not None
 
 
 _Said = tuple[str, BatteryState, datetime | None, Freshness]

@@ -95,12 +95,12 @@ class Topics:
                 yield Message(f"{self.base}/{telling.slug}/{field}", _text(value), telling.expiry)
 
     def cleared(self, slug: str) -> Iterator[Message]:
-        """Delete every retained value of a car. Its availability stays, to say that it is gone."""
+        """Delete every retained value of a car that has none. Its availability says that it is there."""
         for field in ("state", *FIELDS):
             yield Message(f"{self.base}/{slug}/{field}", b"")
 
     def forgotten(self, slug: str) -> Iterator[Message]:
-        """Delete everything retained under a slug that no car has any more."""
+        """Delete everything retained of a withdrawn car, or under a slug that no car has any more."""
         yield from self.cleared(slug)
         yield Message(f"{self.base}/{slug}/availability", b"")
 

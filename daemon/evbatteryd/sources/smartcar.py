@@ -21,7 +21,7 @@ import aiohttp
 import orjson
 
 from evbatteryd import __version__
-from evbatteryd.domain.errors import ApplicationRefused, PlanRefused, SourceError, Unreachable, Unreadable
+from evbatteryd.domain.errors import ApplicationRefused, SourceError, Unreachable, Unreadable
 from evbatteryd.domain.ports import Clock, Ticket
 from evbatteryd.domain.profile import BrandProfile
 from evbatteryd.domain.reading import Observation
@@ -49,8 +49,9 @@ MOST_PAGES: Final = 20
 PAGE_SIZE: Final = 100
 REFUSAL_HOLDS: Final = timedelta(seconds=30)
 """How long a failed token request answers for every car, so that they do not each repeat it."""
+_REFUSED: Final = frozenset({400, 403, 404})
 _NOT_TO_BE_SUBSCRIBED: Final = frozenset({"VALIDATION", "RESOURCE_NOT_FOUND", "PERMISSION"})
-"""Errors of a subscription to a webhook, or of a vehicle, that are not the application's."""
+"""Errors, with one of these statuses, that are of one webhook or one vehicle, not of the application."""
 _UNKNOWN_ADDRESS: Final = frozenset({"PATH", "INVALID_PATH", "VERSION"})
 """Codes of RESOURCE_NOT_FOUND that speak of the request's address, not of what was looked for there."""
 
@@ -205,8 +206,7 @@ class SmartcarSource:
 
     async def consents_of(self, user_ref: str, ticket: Ticket) -> list[Consent]:
         asked = {"filter[userId]": user_ref}
-        # A filter that is not heeded must not make somebody else's cars theirs.
-        return [c async for c in self._connections(asked, ticket) if c.user_ref == user_ref]
+        return [consent async for consent in self._connections(asked, ticket, user_ref)]
 
     async def revoke(self, consent: Consent, ticket: Ticket) -> None:
         path = f"/v3/connections/{quote(consent.connection_id, safe='')}"
@@ -240,24 +240,29 @@ class SmartcarSource:
                 f"Smartcar's management API does not accept the access token of {table}:"
                 " subscribe the cars to the webhook in Smartcar's dashboard",
             )
-        if fault is None or fault.type not in _NOT_TO_BE_SUBSCRIBED or answer.knows_no_such_address:
+        refused = answer.status in _REFUSED and not answer.knows_no_such_address
+        if fault is None or fault.type not in _NOT_TO_BE_SUBSCRIBED or not refused:
             return answer.error
-        return PlanRefused(
+        return SourceError(
             fault.name,
             f"Smartcar does not know the webhook, or not this car together with it: check that webhook_id"
             f" of {table} is the id of a webhook of this application in Smartcar's dashboard,"
             " and that the car is still connected there",
         )
 
-    async def _connections(self, asked: Mapping[str, str], ticket: Ticket) -> AsyncIterator[Consent]:
-        """Those of the application's mode, each vehicle once, page by page."""
+    async def _connections(
+        self, asked: Mapping[str, str], ticket: Ticket, user_ref: str | None = None
+    ) -> AsyncIterator[Consent]:
+        """Those of the application's mode, of one user if one is named: each vehicle once, page by page."""
         seen: set[str] = set()
         query = {"filter[vehicle.mode]": self._options.mode, **asked}
         async for resources in self._pages(
             "/v3/connections", query, {}, ticket, where="the list of connections"
         ):
             for consent in parse_consents(resources, self._options.application):
-                if consent.vehicle_ref not in seen:
+                # A filter that is not heeded must not make somebody else's cars theirs, nor hide their own.
+                theirs = user_ref is None or consent.user_ref == user_ref
+                if theirs and consent.vehicle_ref not in seen:
                     seen.add(consent.vehicle_ref)
                     yield consent
 

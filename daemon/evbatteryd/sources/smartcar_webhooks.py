@@ -62,7 +62,7 @@ def read_delivery(
         raise NotTaken("unreadable", 400, "the delivery is no JSON object")
     if _is_challenge(document):
         return _answer(document, (key,))
-    return _read(document, _Envelope(key, received_at, body))
+    return _read(document, _Envelope(key, received_at, body, _webhook_id(document)))
 
 
 # --- whose it is --------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def _asked(document: Json, keys: Sequence[WebhookKey]) -> WebhookKey:
     """Whom a challenge is for. It is not signed, so nothing but its webhook says so."""
     if len(keys) == 1:
         return keys[0]
-    webhook_id = dig(document, "meta", "webhookId") or document.get("webhookId")
+    webhook_id = _webhook_id(document)
     named = [key for key in keys if key.webhook_id is not None and key.webhook_id == webhook_id]
     if len(named) == 1:
         return named[0]
@@ -140,6 +140,14 @@ def _asked(document: Json, keys: Sequence[WebhookKey]) -> WebhookKey:
         "several applications have webhooks: name the application in the address,"
         " /webhooks/smartcar/NAME, or set its webhook_id",
     )
+
+
+def _webhook_id(document: Json) -> str | None:
+    """Whose delivery or challenge it says it is: version 2.0 has it at the top."""
+    for raw in (dig(document, "meta", "webhookId"), document.get("webhookId")):
+        if isinstance(raw, str) and raw:
+            return raw[:LONGEST_ID]
+    return None
 
 
 # --- deliveries ---------------------------------------------------------------------------------------------
@@ -152,6 +160,7 @@ class _Envelope:
     key: WebhookKey
     received_at: datetime
     body: bytes
+    webhook_id: str | None
 
     def delivery(
         self,
@@ -168,6 +177,7 @@ class _Envelope:
             event_id=self._id(event_id),
             vehicle_ref=vehicle_ref[:LONGEST_ID],
             received_at=self.received_at,
+            webhook_id=self.webhook_id,
             test=word(mode) == "TEST" and not self.key.simulated,
             observation=self._observe(signals),
             errors=errors,
@@ -188,12 +198,21 @@ class _Envelope:
 
 def _read(document: Json, envelope: _Envelope) -> tuple[Delivery, ...]:
     if isinstance(document.get("eventType"), str) and isinstance(document.get("data"), dict):
+        if _major(dig(document, "meta", "version")) not in (None, "4"):
+            raise _unknown_version()
         return (_read_event(document, envelope),)
     if isinstance(document.get("eventName"), str) and isinstance(document.get("payload"), dict):
         return _read_v2(document, envelope)
-    if (dig(document, "meta", "version") or document.get("version")) not in (None, "2.0", "4.0"):
-        raise NotTaken("unknown_version", 200, "the delivery is of a version that is not known here")
+    if _major(dig(document, "meta", "version") or document.get("version")) not in (None, "2", "4"):
+        raise _unknown_version()
     raise _unknown("the delivery is of no known kind")
+
+
+def _major(version: object) -> str | None:
+    """The part before the point, as text; None if no version is given, empty if it is none."""
+    if version is None:
+        return None
+    return str(version).partition(".")[0] if isinstance(version, str | int | float) else ""
 
 
 def _unknown(words: str) -> NotTaken:
@@ -201,8 +220,13 @@ def _unknown(words: str) -> NotTaken:
     return NotTaken("unknown_event", 200, words)
 
 
+def _unknown_version() -> NotTaken:
+    # Genuine as well.
+    return NotTaken("unknown_version", 200, "the delivery is of a version that is not known here")
+
+
 def _read_event(document: Json, envelope: _Envelope) -> Delivery:
-    """Version 4.0, and what came before and may come after it in the same shape."""
+    """Versions 4.x, and what came before them in the same shape without naming its version."""
     data = document["data"]
     vehicle_ref = _vehicle_named(dig(data, "vehicle", "id") or document.get("vehicleId"))
     event_id, mode = document.get("eventId"), dig(document, "meta", "mode")

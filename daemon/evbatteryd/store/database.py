@@ -15,7 +15,7 @@ from evbatteryd.store import statements as sql
 _APPLICATION_ID: Final = int.from_bytes(b"evbd")
 _OLDEST_SQLITE: Final = (3, 38, 0)
 """JSON functions in every build; STRICT tables and RETURNING are older."""
-_BUSY_SECONDS: Final = 5.0
+BUSY_SECONDS: Final = 5.0
 """How long to wait for another program (a backup, a shell) to let go of the file."""
 _CACHE_KIB: Final = 16 * 1024
 _WAL_BYTES: Final = 64 * 1024 * 1024
@@ -117,7 +117,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
-        timeout=_BUSY_SECONDS,
+        timeout=BUSY_SECONDS,
         isolation_level=None,
         check_same_thread=False,
     )

@@ -135,7 +135,7 @@ class Enrolments:
         await self._threads.write(lambda db: db.execute(sql.ARRIVED, row).rowcount)
 
     async def forget_enrolments(self, before: datetime) -> None:
-        """Delete enrolments and invitations that expired before that, and notes of deliveries as old.
+        """Delete enrolments and invitations that expired before that.
 
         An invitation goes no sooner than the last enrolment that was begun by it.
         """
@@ -146,7 +146,10 @@ class Enrolments:
             db.execute(sql.FORGET_INVITATIONS, (before_ms,))
 
         await self._threads.write(operation)
-        bounds = (before_ms, _FORGET_SLICE)
+
+    async def forget_events(self, before: datetime) -> None:
+        """Delete the notes of deliveries that were committed before that, some at a time."""
+        bounds = (codec.to_ms_up(before), _FORGET_SLICE)
         while await self._threads.write(lambda db: db.execute(sql.FORGET_EVENTS, bounds).rowcount):
             pass
 

@@ -301,19 +301,19 @@ class SqliteStore(Enrolments):
         found: str | None = await self._threads.value(sql.EXCERPT, (vehicle_id,))
         return found
 
-    async def recent_events(self, since: datetime) -> list[str]:
-        """Ids of the webhook deliveries that were committed since then, oldest first."""
+    async def recent_events(self, since: datetime, limit: int) -> list[str]:
+        """Ids of the newest webhook deliveries that were committed since then, oldest first."""
         since_ms = codec.to_ms(since)
         return await self._threads.read(
-            lambda db: [event_id for (event_id,) in db.execute(sql.RECENT_EVENTS, (since_ms,))]
+            lambda db: [event_id for (event_id,) in db.execute(sql.RECENT_EVENTS, (since_ms, limit))]
         )
 
-    async def erase(self, vehicle_id: VehicleId) -> None:
+    async def erase(self, vehicle_id: VehicleId) -> bool:
         """Delete every reading and rejected value of a vehicle, and its state. What it has spent stays.
 
-        Returns when zeros stand in their place, in the log too. Goes through the journal in slices as
-        :meth:`prune` does; if it is cut short, a second call does the rest. Raises StoreError if there is no
-        such vehicle, or, with everything deleted, if another program that reads the file keeps the log.
+        Goes through the journal in slices as :meth:`prune` does; if it is cut short, a second call does the
+        rest. Returns whether zeros stand in their place in every file: another program that reads the
+        database (a backup, a shell) keeps them in the log until it has ended, and a later call cleans up.
         """
         first = await self._threads.value(sql.FIRST, ())
         start = self.head + 1 if first is None else first
@@ -329,7 +329,7 @@ class SqliteStore(Enrolments):
             db.execute(sql.ERASE_EXCERPT, (vehicle_id,))
 
         await self._threads.write(operation)
-        await self._threads.empty_log()
+        return await self._threads.empty_log()
 
     async def _erase_slice(self, bounds: Row) -> None:
         """Asks the reader first: most slices hold nothing of one vehicle, and then nobody has to write."""

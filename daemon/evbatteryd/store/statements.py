@@ -164,7 +164,10 @@ PRUNE: Final = "DELETE " + _PRUNABLE
 
 NOTE_EVENT: Final = "INSERT INTO webhook_event (event_id, at_ms) VALUES (?, ?) ON CONFLICT DO NOTHING"
 
-RECENT_EVENTS: Final = "SELECT event_id FROM webhook_event WHERE at_ms >= ? ORDER BY at_ms"
+RECENT_EVENTS: Final = """
+    SELECT event_id FROM (
+        SELECT event_id, at_ms FROM webhook_event WHERE at_ms >= ? ORDER BY at_ms DESC LIMIT ?)
+    ORDER BY at_ms"""
 
 FORGET_EVENTS: Final = """
     DELETE FROM webhook_event

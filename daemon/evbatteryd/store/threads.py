@@ -42,9 +42,9 @@ class Threads:
         """What ``operation`` returned, once it is durable. Raises StoreError if nothing of it was kept."""
         return await self._to_write().write(operation)
 
-    async def empty_log(self) -> None:
-        """Until nothing of what was overwritten or deleted before is left in any file. Raises StoreError."""
-        await self._to_write().empty_log()
+    async def empty_log(self) -> bool:
+        """Whether nothing of what was overwritten or deleted before is left in any file now."""
+        return await self._to_write().empty_log()
 
     async def close(self) -> None:
         """Answer and write what is waiting. Afterwards every call raises StoreError."""

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.store import statements as sql
+from evbatteryd.store.database import BUSY_SECONDS
 from evbatteryd.store.database import head as newest_of
 from evbatteryd.store.failures import explained
 
@@ -35,7 +36,7 @@ class _Job:
 class _Emptying:
     """Somebody wants the log empty, once everything before is committed."""
 
-    future: asyncio.Future[None]
+    future: asyncio.Future[bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,14 @@ class Writer:
         self._put(_Job(operation, future))
         return await future
 
-    async def empty_log(self) -> None:
-        """Fold the write-ahead log into the database and leave nothing in it.
+    async def empty_log(self) -> bool:
+        """Fold the write-ahead log into the database and leave nothing in it. False: it could not be done.
 
-        Raises StoreError if somebody who reads an old state of the database keeps it from that.
+        Somebody who reads an old state of the database keeps it from that, and nobody is made to wait for it.
         """
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[bool] = self._loop.create_future()
         self._put(_Emptying(future))
-        await future
+        return await future
 
     async def close(self) -> None:
         """Write what is waiting, fold the write-ahead log into the database, close the connection."""
@@ -116,12 +117,13 @@ class Writer:
         if not batch:
             return []
         try:
+            self._connection.execute("PRAGMA busy_timeout = 0")
             [(busy, _, _)] = self._connection.execute(sql.EMPTY_LOG).fetchall()
-            if busy:
-                raise StoreError(f"{self._path}-wal keeps what was deleted while another program reads it")
-        except (sqlite3.Error, StoreError) as error:
-            return self._failed(batch, error)
-        return [_Outcome(job.future) for job in batch]
+        except sqlite3.Error:
+            busy = True
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {round(1000 * BUSY_SECONDS)}")
+        return [_Outcome(job.future, not busy) for job in batch]
 
     def _commit(self, batch: list[_Job]) -> list[_Outcome]:
         if not batch:
