@@ -316,7 +316,7 @@ async def test_a_browser_at_this_machine_brings_the_consent_back(tmp_path: Path)
         asked = len(garage.daemon.hosts)
         await until(lambda: len(garage.daemon.hosts) > asked + 6)
         assert enrolling.process.returncode is None, "one of them has not been read yet"
-        garage.daemon.fleet.put(builders.car(7, slug="new", name="New", user_ref=USER))
+        garage.daemon.put(builders.car(7, slug="new", name="New", user_ref=USER))
         said = await enrolling.to_the_end()
         assert "new: New, 57 %" in said
         assert "shy: Shy, not read yet: asleep (evbatteryd why shy)" in said

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -61,10 +61,14 @@ class Daemon:
     def operator(self, key: str = KEY, **where: object):
         return open_operator(key=key, **(self.where | where))
 
+    def put(self, car: Car) -> None:
+        """A car that is enrolled just now."""
+        self.fleet.put(replace(car, vehicle=replace(car.vehicle, enrolled_at=self.clock.now())))
+
     async def arrive(self, enrolment: Enrolment, *cars: Car) -> None:
         """As the flow does it: the cars of a consent are enrolled."""
         for one in cars:
-            self.fleet.put(one)
+            self.put(one)
         await self.store.arrived(enrolment.id, self.clock.now())
 
 
@@ -176,9 +180,9 @@ async def test_a_car_is_disconnected(operator: Operator, daemon: Daemon) -> None
 
 
 async def test_an_enrolment_from_link_to_pasted_answer(operator: Operator, daemon: Daemon) -> None:
-    begun = await operator.begin_enrolment(application="home", make="RENAULT", country="FR")
+    begun = await operator.begin_enrolment(application="home", make="EXAMPLE", country="FR")
     asked = parse_qs(urlsplit(begun.link).query)
-    assert (asked["make"], asked["flags"]) == (["RENAULT"], ["country:FR"])
+    assert (asked["make"], asked["flags"]) == (["EXAMPLE"], ["country:FR"])
     port = daemon.where["port"] or 9782
     assert begun.callback == asked["redirect_uri"][0] == f"http://localhost:{port}/enrol/callback"
     open_still = await operator.enrolment(begun.id)

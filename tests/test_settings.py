@@ -19,13 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from evbatteryd.domain.enrolment import PERMISSIONS
 from evbatteryd.domain.ledger import Budget, Period
-from evbatteryd.enrol import consent
 from evbatteryd.problems import Misconfigured, Problem
 from evbatteryd.secret import Secret
 from evbatteryd.settings import (
     ENVIRONMENT,
-    PERMISSIONS,
     Listen,
     MqttUrl,
     Proxies,
@@ -109,7 +108,7 @@ def test_one_application_is_all_it_takes(loader: Loader) -> None:
     assert home.client_secret.reveal() == SECRET
     assert home.management_token is None
     assert home.mode == "live"
-    assert home.permissions == PERMISSIONS == consent.PERMISSIONS
+    assert home.permissions == PERMISSIONS
     assert home.country is None
     assert home.origins.iam == "https://iam.smartcar.com"
     assert home.budget == Budget()
@@ -723,7 +722,7 @@ def test_a_mistake_elsewhere_does_not_look_like_one_of_those_that_build_on_it(lo
             "unencrypted",
         ),
         (
-            MINIMAL + f'[http]\npublic_url = "http://ev.example.org"\n{ADMIN}',
+            PROXIED + f'public_url = "http://ev.example.org"\n{ADMIN}',
             "http.public_url",
             "https://",
         ),
@@ -763,12 +762,26 @@ def test_who_gets_in_from_the_network_is_said(loader: Loader, listen: str) -> No
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:9782", "0.0.0.0:9782", "unix:/run/ev.sock"])
 def test_a_public_address_without_a_way_in_for_operators_is_said(loader: Loader, listen: str) -> None:
-    text = MINIMAL + f'[http]\nlisten = "{listen}"\npublic_url = "https://ev.example.org"\n'
+    text = PROXIED + f'listen = "{listen}"\npublic_url = "https://ev.example.org"\n'
     warning = loader.only_warning(text)
     assert warning.key == "http.public_url"
     assert "only `evbatteryd` commands at this machine" in warning.what
     loader.settings(text + ADMIN)
-    loader.settings(text + 'trusted_proxies = ["unix"]\nadmin_header = "Remote-User"')
+    loader.settings(text + 'admin_header = "Remote-User"')
+
+
+@pytest.mark.parametrize(
+    ("listen", "proxy"),
+    [("127.0.0.1:9782", "127.0.0.1"), ("0.0.0.0:9782", "127.0.0.1"), ("unix:/run/ev.sock", "unix")],
+)
+def test_a_proxy_that_nobody_named_is_said(loader: Loader, listen: str, proxy: str) -> None:
+    text = MINIMAL + f'[http]\nlisten = "{listen}"\npublic_url = "https://ev.example.org"\n{ADMIN}\n'
+    warning = loader.only_warning(text)
+    assert warning.key == "http.trusted_proxies"
+    assert "rate limits count them together" in warning.what
+    mend = f'trusted_proxies = ["{proxy}"]'
+    assert mend in warning.mend
+    loader.settings(text + mend)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "[::1]", "localhost", "api.localhost"])
@@ -961,7 +974,7 @@ def test_the_spelled_out_example_can_be_read_too(loader: Loader, folder: Path, s
         "smartcar-secret",
         "smartcar-management-token",
         "mqtt-password",
-        "evbatteryd-admin-token",
+        "admin-token",
         "pem",
     ):
         (folder / name).write_text(SECRET)
@@ -969,3 +982,15 @@ def test_the_spelled_out_example_can_be_read_too(loader: Loader, folder: Path, s
     text = text.replace('"client_..."', '"client_1"')
     settings = loader.settings(text, CREDENTIALS_DIRECTORY=str(folder))
     assert settings.profiles["renault"].charging == timedelta(minutes=20)
+
+
+def test_every_document_calls_the_admin_tokens_credential_the_same() -> None:
+    root = EXAMPLE.parent.parent
+    named = {
+        name
+        for document in ("config/evbatteryd.toml", "docs/enrolment.md")
+        for name in re.findall(r'admin_token = \{ credential = "([\w-]+)" \}', (root / document).read_text())
+    }
+    unit = (root / "systemd/evbatteryd.service").read_text()
+    assert [name for name in named if f"LoadCredential={name}:" in unit] == ["admin-token"]
+    assert len(named) == 1

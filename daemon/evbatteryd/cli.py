@@ -172,6 +172,10 @@ def check(config: Path, as_json: bool) -> None:
         if settings is not None:
             names, brands = ", ".join(settings.smartcar), len(settings.profiles) - 1
             click.echo(f"{config}: good. Smartcar applications: {names}. Profiles of {brands} brands.")
+            if lacking := [name for name, one in settings.smartcar.items() if one.application_id is None]:
+                click.echo(
+                    f"Nobody can be sent to Smartcar to consent without application_id: {', '.join(lacking)}."
+                )
     raise SystemExit(0 if settings is not None else 1)
 
 

@@ -149,7 +149,9 @@ def enrol(
     async def enrolling(operator: Operator) -> None:
         nonlocal consented
         begun = await operator.begin_enrolment(
-            application=application, make=make and make.upper(), country=country and country.upper()
+            application=application,
+            make=make and make.upper().replace(" ", "_"),
+            country=country and country.upper(),
         )
         _tell_link(begun, settings.http.listen)
         clock = WallClock()

@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 
 from evbatteryd.brands import load_profiles
+from evbatteryd.domain.enrolment import PERMISSIONS
 from evbatteryd.domain.ledger import Budget, Period
 from evbatteryd.domain.profile import BrandProfile
 from evbatteryd.durations import parse_duration
@@ -532,8 +533,6 @@ def _application_id(value: str, info: ValidationInfo) -> str:
     return value
 
 
-PERMISSIONS: Final = ("read_vehicle_info", "read_battery", "read_charge", "read_odometer")
-"""What owners are asked for unless the configuration says otherwise: neither VIN, nor owner, nor location."""
 _PERMISSION: Final = re.compile(r"(?:read|control)_[a-z_]*[a-z]")
 _PERSONAL: Final = frozenset({"read_charge_locations", "read_location", "read_user_profile", "read_vin"})
 
@@ -688,6 +687,14 @@ class HttpSettings(_Table):
                 ("listen",),
                 "the page and the metrics are open to the network, without a password (open_to_read)",
                 "Remove open_to_read and set admin_token, or make sure a firewall guards it",
+            )
+        if proxied and not self.trusted_proxies:
+            proxy = "unix" if self.listen.unix_path is not None else "127.0.0.1"
+            warn(
+                ("trusted_proxies",),
+                "all visitors look like the proxy: rate limits count them together",
+                f'Name the proxy: trusted_proxies = ["{proxy}"], or the address that it comes from; '
+                "it has to send X-Forwarded-For",
             )
         if proxied and not operable:
             warn(

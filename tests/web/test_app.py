@@ -7,6 +7,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from html.parser import HTMLParser
 from urllib.parse import urlencode
@@ -22,9 +23,10 @@ from evbatteryd.domain.fleet import Trouble
 from evbatteryd.domain.reading import ChargeState, Signal
 from evbatteryd.web import app as web_app
 from evbatteryd.web import control
+from evbatteryd.web.guard import Access
 from tests.fakes import START
 from tests.web.builders import HOUR, MINUTE, car
-from tests.web.conftest import CONNECT, Serve, served
+from tests.web.conftest import CONNECT, LOCAL_KEY, Serve, served
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -308,12 +310,29 @@ async def test_health(serve: Serve) -> None:
             assert await answer.json() == {"ready": False, "reasons": ["the store is not open"]}
 
 
+async def test_why_it_is_not_ready_is_for_those_who_may_see_the_cars(serve: Serve) -> None:
+    exposed = Access(local_key=LOCAL_KEY, public_url="https://ev.example.org")
+    for access, headers, told in (
+        (exposed, {}, False),
+        (exposed, {"Authorization": f"Bearer {LOCAL_KEY}"}, True),
+        (replace(exposed, open_to_read=True), {}, True),
+    ):
+        async with serve(access=access) as site:
+            for reasons, status in (([], 200), (["INVALID_CLIENT"], 503)):
+                site.not_ready[:] = reasons
+                async with site.client.get(site.url + "/-/ready", headers=headers) as answer:
+                    assert answer.status == status
+                    why = {"reasons": reasons} if told else {}
+                    assert await answer.json() == {"ready": not reasons} | why
+
+
 @pytest.mark.parametrize("address", ADDRESSES)
 async def test_every_answer_is_protected(serve: Serve, address: str) -> None:
     async with serve(car()) as site, site.client.get(site.url + address) as answer:
         policy = answer.headers["Content-Security-Policy"]
         assert "default-src 'self'" in policy
         assert "unsafe" not in policy
+        assert answer.headers["Server"] == "evbatteryd"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Referrer-Policy"] == "same-origin"
         assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"

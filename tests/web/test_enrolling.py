@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from datetime import timedelta
 from urllib.parse import parse_qs, quote, urlsplit
@@ -14,7 +15,7 @@ from evbatteryd.brands import load_profiles
 from evbatteryd.domain.enrolment import ENROLMENT_LASTS, INVITATION_LASTS, Ending, Refusal
 from evbatteryd.domain.fleet import Fleet, Trouble
 from evbatteryd.domain.reading import Signal
-from evbatteryd.enrol.consent import CONNECT_MAKE, ENDINGS, REFUSALS
+from evbatteryd.enrol.consent import ENDINGS, REFUSALS
 from evbatteryd.web.enrolling import cars_of, choices_of
 from evbatteryd.web.guard import Access
 from tests.fakes import START
@@ -247,7 +248,7 @@ async def test_every_brand_can_be_chosen_unless_it_wants_an_app_for_phones(
     choices = choices_of(load_profiles().values())
     assert ("LAND_ROVER", "Land Rover") in [(one.code, one.name) for one in choices]
     assert {one.name for one in choices if not one.possible} == {"Ford", "Lincoln"}
-    assert all(CONNECT_MAKE.fullmatch(one.code) for one in choices)
+    assert all(re.fullmatch("[A-Z_]+", one.code) for one in choices)
     assert "Unknown make" not in [one.name for one in choices]
     assert len(choices) == 46
 
@@ -336,6 +337,18 @@ async def test_an_invitation_cannot_be_guessed_or_made_up(serve: Serve) -> None:
         assert int(too_often.headers["Retry-After"]) > 0
         await site.clock.advance(10 * MINUTE)
         assert (await stranger.get(f"/enrol/i/{token}")).status == 303
+
+
+@pytest.mark.parametrize("path", ["/enrol", "/enrol/done"])
+async def test_strangers_may_not_look_too_often(serve: Serve, path: str) -> None:
+    async with serve(access=OPEN) as site, person(site, away=True) as owner, person(site) as operator:
+        first = [(await owner.get(path)).status for _ in range(120)]
+        assert 429 not in first
+        late = await owner.get(path)
+        assert (late.status, late.headers["Retry-After"]) == (429, "1")
+        assert [(await operator.get(path)).status for _ in range(121)] == [first[0]] * 121
+        await site.clock.advance(MINUTE / 120)
+        assert (await owner.get(path)).status == first[0]
 
 
 async def test_strangers_may_not_come_too_often(serve: Serve) -> None:
@@ -479,7 +492,7 @@ async def test_the_waiting_ends(serve: Serve) -> None:
         await site.clock.advance(timedelta(minutes=5))
         seen = await owner.get("/enrol/done")
         assert "Refresh" not in seen.headers
-        assert "No car of yours has shown up yet" in seen.words
+        assert "No new car has shown up" in seen.words
 
 
 async def test_the_end_is_known_to_its_browser_alone(serve: Serve) -> None:
@@ -565,3 +578,14 @@ async def test_a_store_that_fails_changes_nothing_and_says_so(serve: Serve) -> N
         assert "nothing was changed" in seen.words
         site.store.broken = False
         assert (await owner.come_back(state)).status == 303
+
+
+async def test_whoever_names_another_user_is_not_shown_their_cars(serve: Serve) -> None:
+    async with serve(car(1, name="Not yours", user_ref=USER)) as site, person(site) as owner:
+        await site.clock.advance(MINUTE)
+        state = await owner.set_out()
+        back = await owner.get(f"/enrol/callback?state={state}&user_id={USER}")
+        assert back.location == "/enrol/done"
+        seen = await owner.get("/enrol/done")
+        assert "Not yours" not in seen.words
+        assert "Looking for your cars" in seen.words

@@ -17,8 +17,10 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
+from structlog.testing import capture_logs
 
 from evbatteryd.web import answers
+from evbatteryd.web import guard as guard_module
 from evbatteryd.web.guard import (
     BROWSER_COOKIE,
     SESSION_COOKIE,
@@ -88,6 +90,7 @@ _LEVELS = {
         "POST /vehicles/{slug}/rename",
         "POST /vehicles/{slug}/disconnect",
         "GET /invitations",
+        "GET /invitations/made",
         "POST /invitations",
         "POST /invitations/{id}/revoke",
         "POST /api/vehicles/{slug}/rename",
@@ -335,6 +338,18 @@ async def test_a_request_without_a_host_is_not_at_the_machine(serve: Serve) -> N
         outgoing.close()
 
 
+async def test_what_speaks_an_old_http_is_a_proxy(serve: Serve) -> None:
+    """As nginx does with nothing but ``proxy_pass http://127.0.0.1:9782;``."""
+    async with serve() as site:
+        host, port = site.url.removeprefix("http://").split(":")
+        for version, status in (("1.0", b" 401 "), ("1.1", b" 200 ")):
+            incoming, outgoing = await asyncio.open_connection(host, int(port))
+            head = f"GET /api/invitations HTTP/{version}\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
+            outgoing.write(f"{head}\r\n".encode())
+            assert status in (await incoming.read()).split(b"\r\n")[0]
+            outgoing.close()
+
+
 async def test_over_a_unix_socket(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     visits = ((AT_THE_MACHINE, 200), (replace(AT_THE_MACHINE, trusts_unix=True), 401), (EXPOSED, 401))
@@ -449,17 +464,66 @@ def test_several_lines_of_forwarding_are_one() -> None:
 # Guessing
 
 
-async def test_whoever_guesses_tokens_has_to_wait_and_the_command_line_never_does(serve: Serve) -> None:
+async def test_whoever_guesses_tokens_has_to_wait_and_whoever_has_one_never_does(serve: Serve) -> None:
+    """All of them come from one address here."""
     async with serve(access=EXPOSED) as site:
         path = "/api/invitations"
-        assert [await _status(site.url, path, WRONG) for _ in range(10)] == [401] * 9 + [429]
-        assert await _status(site.url, path, RIGHT) == 429
+        assert [await _status(site.url, path, WRONG) for _ in range(12)] == [401] * 9 + [429] * 3
+        assert await _status(site.url, path, RIGHT) == 200
         assert await _status(site.url, path, _bearer(LOCAL_KEY)) == 200
         assert await _status(site.url, path, {}) == 401
-        async with site.client.get(site.url + path, headers=RIGHT) as answer:
-            assert answer.headers["Retry-After"] == "60"
-        await site.clock.advance(timedelta(minutes=1))
-        assert await _status(site.url, path, RIGHT) == 200
+        async with site.client.get(site.url + path, headers=WRONG) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (429, "60")
+        await site.clock.advance(timedelta(minutes=2))
+        assert [await _status(site.url, path, WRONG) for _ in range(2)] == [401, 429]
+
+
+async def test_wrong_tokens_are_told_once_an_hour(serve: Serve) -> None:
+    async with serve(access=EXPOSED) as site:
+        with capture_logs() as log:
+            for _ in range(15):
+                await _status(site.url, "/api/invitations", WRONG)
+            await site.clock.advance(timedelta(minutes=59))
+            await _status(site.url, "/api/invitations", WRONG)
+            assert log == [{"event": "operator.wrong_token", "log_level": "warning"}]
+            await site.clock.advance(timedelta(minutes=1))
+            await _status(site.url, "/api/invitations", WRONG)
+            await _status(site.url, "/api/invitations", RIGHT)
+        assert log == [{"event": "operator.wrong_token", "log_level": "warning"}] * 2
+
+
+# Signing out
+
+
+def _visit(guard: Guard, session: str) -> web.Request:
+    request = _request(_cookie(session), "192.0.2.1")
+    request[VISITOR] = guard.visitor(request)
+    return request
+
+
+def test_signed_out_sessions_are_remembered_until_they_would_have_expired() -> None:
+    guard = Guard(EXPOSED, VirtualClock())
+    sessions = [_signed_in(EXPOSED) for _ in range(3)]
+    for session in sessions[:2]:
+        guard.sign_out(_visit(guard, session), web.Response())
+    assert [_visit(guard, session)[VISITOR].operator for session in sessions] == [False, False, True]
+    guard.sign_out(_visit(guard, "1.x.y"), web.Response())
+    guard.sign_out(_visit(guard, sessions[0]), web.Response())
+    assert len(guard._signed_out) == 2
+    guard._clock._now += SESSION_LASTS / 2
+    late = _signed_in(EXPOSED, ago=-SESSION_LASTS / 2)
+    guard._clock._now += SESSION_LASTS / 2
+    guard.sign_out(_visit(guard, late), web.Response())
+    assert len(guard._signed_out) == 1
+
+
+def test_signed_out_sessions_are_remembered_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "MOST_SIGNED_OUT", 2)
+    guard = Guard(EXPOSED, VirtualClock())
+    sessions = [_signed_in(EXPOSED) for _ in range(3)]
+    for session in sessions:
+        guard.sign_out(_visit(guard, session), web.Response())
+    assert [_visit(guard, session)[VISITOR].operator for session in sessions] == [True, False, False]
 
 
 async def test_right_tokens_are_not_counted(serve: Serve) -> None:
@@ -564,7 +628,7 @@ _THEIRS_SAID = [
 
 @pytest.mark.parametrize("said", _OURS_SAID)
 async def test_our_own_forms_are_taken(at_home: Site, said: dict[str, str]) -> None:
-    assert await _posted(at_home, said, form=await _form(at_home), name="Ada", days="7") == 200
+    assert await _posted(at_home, said, form=await _form(at_home), name="Ada", days="7") == 303
     assert [one.name for one in await at_home.enrolments.invitations()] == ["Ada"]
 
 

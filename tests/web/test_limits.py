@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evbatteryd.web import limits
-from evbatteryd.web.limits import Limiter, Rate
+from evbatteryd.web.limits import Limiter, Places, Rate
 from tests.fakes import VirtualClock
 
 TEN_MINUTES = timedelta(minutes=10)
@@ -104,3 +105,23 @@ async def test_who_waits_as_long_as_told_is_let_in(burst: int, per_s: int, came:
         limiter.count("a")
     clock._now += timedelta(seconds=limiter.wait_s("a"))
     assert limiter.take("a") == 0
+
+
+def test_places_are_few_of_each_address_and_overall() -> None:
+    places = Places(3, 2)
+    with places.place("a") as first, places.place("a") as second:
+        assert first
+        assert second
+        with places.place("a") as third, places.place("b") as other, places.place("c") as one_more:
+            assert (third, other, one_more) == (False, True, False)
+        with places.place("c") as free_again:
+            assert free_again
+
+
+def test_places_are_free_again_whatever_happens() -> None:
+    places = Places(1, 1)
+    for _ in range(3):
+        with suppress(RuntimeError), places.place("a") as given:
+            assert given
+            raise RuntimeError
+    assert not places._taken

@@ -6,23 +6,30 @@ import asyncio
 import gzip
 import os
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
 
 import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
 from evbatteryd.domain.webhook import WebhookAnswer
+from evbatteryd.flow import intake
 from evbatteryd.web import answers, receiving
 from evbatteryd.web.guard import Access
-from tests.fakes import until
+from tests.fakes import settle, until
 from tests.web.builders import MINUTE, Delivered
 from tests.web.conftest import LOCAL_KEY, Serve, Site
 
 PATH = "/webhooks/smartcar"
 SIGNATURE = "0f" * 32
+SMARTCAR_WAITS_S = 15.0
+"""https://smartcar.com/docs/integrations/webhooks/best-practices/reliability"""
 BODY = b'{ "b": 1,\t"a": "\xc3\xa4 \xff" }\n'
 """Neither as JSON would be written again, nor all of it text."""
 EXPOSED = Access(local_key=LOCAL_KEY, public_url="https://ev.example.org")
+PROXIED = replace(EXPOSED, trusted_proxies=(ip_network("127.0.0.0/8"),))
 
 
 async def delivered(
@@ -105,7 +112,8 @@ async def test_a_small_body_that_unpacks_to_a_large_one_is_too_large(serve: Serv
 
 
 async def test_what_trickles_in_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "BODY_WITHIN_S", 0.01)
+    assert receiving.BODY_WITHIN_S + intake.ANSWERED_WITHIN_S < SMARTCAR_WAITS_S
+    monkeypatch.setattr(receiving, "BODY_WITHIN_S", 0.01)
     async with serve(access=EXPOSED) as site:
         status = await sent(
             site, b"POST /webhooks/smartcar HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab"
@@ -145,20 +153,95 @@ async def sent(site: Site, raw: bytes) -> int:
     return status
 
 
-async def test_who_hangs_up_takes_up_no_room(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receiving, "MOST_AT_ONCE", 1)
-    async with serve(access=EXPOSED) as site:
-        host, port = site.url.removeprefix("http://").split(":")
-        for _ in range(3):
-            _, outgoing = await asyncio.open_connection(host, int(port))
-            outgoing.write(b"POST /webhooks/smartcar HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nab")
-            await outgoing.drain()
-            outgoing.close()
-            await outgoing.wait_closed()
-        async with asyncio.timeout(20):
-            while (await delivered(site))[0] == 503:
-                pass
-        assert [one.body for one in site.webhook.delivered] == [BODY]
+@dataclass
+class Begun:
+    """A delivery whose last byte has not been sent."""
+
+    incoming: asyncio.StreamReader
+    outgoing: asyncio.StreamWriter
+
+    async def answered(self) -> int:
+        return int((await self.incoming.readline()).split(b" ")[1])
+
+    async def ended(self) -> int:
+        """What is answered to all of it."""
+        self.outgoing.write(b"c")
+        return await self.answered()
+
+    async def hang_up(self) -> None:
+        self.outgoing.close()
+        await self.outgoing.wait_closed()
+
+
+async def begin(
+    site: Site, stack: AsyncExitStack, *, of: str = "192.0.2.7", path: str = PATH, more: str = ""
+) -> Begun:
+    host, port = site.url.removeprefix("http://").split(":")
+    one = Begun(*await asyncio.open_connection(host, int(port)))
+    stack.push_async_callback(one.hang_up)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {of}\r\nContent-Length: 3\r\n{more}"
+    one.outgoing.write(f"{head}Expect: 100-continue\r\n\r\nab".encode())
+    # That is said when the head is understood; right after it the body is waited for.
+    assert await one.answered() == 100
+    await one.incoming.readline()
+    await settle()
+    return one
+
+
+async def test_slow_bodies_keep_nobody_out(serve: Serve) -> None:
+    async with serve(access=PROXIED) as site, AsyncExitStack() as stack:
+        slow = [
+            await begin(site, stack, of=f"192.0.2.{number % 4}") for number in range(receiving.MOST_AT_ONCE)
+        ]
+        assert (await delivered(site, SC_Signature=SIGNATURE))[0] == 200
+        assert await slow[0].ended() == 200
+        assert [one.body for one in site.webhook.delivered] == [BODY, b"abc"]
+        assert site.webhook.refusals == []
+
+
+async def test_an_address_has_so_many_bodies_under_way(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiving, "MOST_READING_EACH", 2)
+    async with serve(access=PROXIED) as site, AsyncExitStack() as stack:
+        first, _ = [await begin(site, stack) for _ in range(2)]
+        third = await begin(site, stack)
+        assert await third.answered() == 503
+        assert b"Retry-After: 10" in await third.incoming.readuntil(b"\r\n\r\n")
+        assert site.webhook.refusals == ["too_many"]
+        assert await (await begin(site, stack, of="192.0.2.8")).ended() == 200
+        # What has come as a whole is not waited for: Smartcar's, behind a proxy that is not trusted.
+        head = b"POST /webhooks/smartcar HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.7\r\n"
+        assert await sent(site, head + b"Content-Length: 3\r\n\r\nabc") == 200
+        assert await first.ended() == 200
+        assert await (await begin(site, stack)).ended() == 200
+
+
+async def test_so_many_bodies_are_under_way_in_all(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiving, "MOST_READING", 2)
+    async with serve(access=PROXIED) as site, AsyncExitStack() as stack:
+        first, second = [await begin(site, stack, of=f"192.0.2.{number}") for number in range(2)]
+        assert await (await begin(site, stack)).answered() == 503
+        assert await first.ended() == 200
+        # Who hangs up takes up no room.
+        await second.hang_up()
+        await until(lambda: site.webhook.refusals == ["too_many", "damaged"])
+        again = [await begin(site, stack) for _ in range(2)]
+        assert [await one.ended() for one in again] == [200, 200]
+
+
+@pytest.mark.parametrize("path", [PATH, "/sign-in", "/api/invitations"])
+async def test_who_hangs_up_in_the_middle_is_no_mistake_of_ours(
+    serve: Serve, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve(access=EXPOSED) as site, AsyncExitStack() as stack:
+        idle = asyncio.all_tasks()
+        with capture_logs() as log:
+            for _ in range(3):
+                one = await begin(site, stack, path=path, more=f"Authorization: Bearer {LOCAL_KEY}\r\n")
+                await one.hang_up()
+            await until(lambda: asyncio.all_tasks() <= idle)
+        assert site.webhook.refusals == (["damaged"] * 3 if path == PATH else [])
+        assert log == []
+    assert not caplog.records
 
 
 async def test_a_flood_is_told_to_come_again(serve: Serve) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from pathlib import Path
@@ -25,6 +26,18 @@ def app() -> web.Application:
 async def fetched(url: str, connector: aiohttp.BaseConnector | None = None) -> str:
     async with aiohttp.ClientSession(connector=connector) as client, client.get(url) as answer:
         return await answer.text()
+
+
+@pytest.mark.parametrize("head", ["GET / HTTP/1.1\r\nHost: x", "GET /none HTTP/1.1\r\nHost: x", "no HTTP"])
+async def test_no_answer_tells_versions(head: str) -> None:
+    async with serving(app(), host="127.0.0.1", port=0, unix_path=None) as url:
+        host, port = url.removeprefix("http://").split(":")
+        incoming, outgoing = await asyncio.open_connection(host, int(port))
+        outgoing.write(f"{head}\r\nConnection: close\r\n\r\n".encode())
+        answer = await incoming.read()
+        outgoing.close()
+    assert b"\r\nServer: evbatteryd\r\n" in answer
+    assert b"aiohttp" not in answer
 
 
 async def test_port_0_is_a_free_port() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from evbatteryd.domain.enrolment import Enrolment
 from evbatteryd.domain.freshness import Freshness, fresh_until, judge
 from evbatteryd.domain.profile import Activity, BrandProfile
 from evbatteryd.domain.reading import BatteryState
@@ -87,6 +88,20 @@ class Car:
     @property
     def reachable(self) -> bool:
         return self.trouble is None or self.trouble.outcome not in UNREACHABLE
+
+
+def brought_by(enrolment: Enrolment, car: Car) -> bool:
+    """Whether this car came, or came back, by that consent.
+
+    The user that Connect's answer names is not proved by it: a car that was connected before is not shown to
+    whoever names its owner.
+    """
+    consent = car.vehicle.consent
+    return (
+        consent.application == enrolment.application
+        and consent.user_ref == enrolment.user_ref
+        and car.vehicle.consented_since >= enrolment.begun_at
+    )
 
 
 class Fleet:

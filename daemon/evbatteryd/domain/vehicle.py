@@ -55,6 +55,8 @@ class Vehicle:
     enrolled_at: datetime
     withdrawn_at: datetime | None = None
     """When the consent was found to be gone; None while it stands."""
+    renewed_at: datetime | None = None
+    """When another consent than the first was noticed, last; None: the first still stands."""
     invited: str | None = None
     """The name on the invitation by which it came, if it came by one."""
     former_slugs: tuple[str, ...] = ()
@@ -62,6 +64,11 @@ class Vehicle:
     subscription: str | None = None
     """The connection that is known to be subscribed to the application's webhook, as
     :func:`subscription_of` writes it; None: not known to be."""
+
+    @property
+    def consented_since(self) -> datetime:
+        """When the present consent was noticed."""
+        return self.renewed_at or self.enrolled_at
 
     @property
     def spread(self) -> float:

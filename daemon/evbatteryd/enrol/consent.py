@@ -17,7 +17,6 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from evbatteryd.domain.enrolment import PERMISSIONS, Ending, Refusal
 
-CONNECT_MAKE: Final = re.compile(r"[A-Z0-9][A-Z0-9_ -]{0,31}")
 COUNTRY: Final = re.compile(r"[A-Z]{2}")
 """ISO 3166-1 alpha-2."""
 LONGEST_ANSWER: Final = 4096
@@ -128,7 +127,7 @@ class Words:
 ENDINGS: Final[Mapping[Ending, Words]] = {
     Ending.CONSENTED: Words(
         "Thank you, your consent has arrived",
-        "Your car's battery can be read from now on.",
+        "It is written down, and your cars are looked for at Smartcar.",
         "You can withdraw your consent at any time at https://my.smartcar.com.",
         again=False,
     ),

@@ -277,8 +277,8 @@ def checked_slug(slug: str) -> None:
     """Raises CannotChange."""
     if not SLUG.fullmatch(slug):
         raise CannotChange(
-            "A slug has 1 to 64 lower-case letters, digits and underscores, and an underscore is neither "
-            "its first nor its last character."
+            "A short name has 1 to 64 lower-case letters, digits and underscores, and neither begins nor "
+            "ends with an underscore."
         )
     if slug in RESERVED_SLUGS:
         raise CannotChange(f"{slug!r} is a topic of evbatteryd itself: choose another one.")

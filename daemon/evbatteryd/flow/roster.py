@@ -166,17 +166,16 @@ class Roster:
 
         def renewed(now_car: Car) -> Car:
             brand = self._cars.brand_of(consent.make)
-            invited = now_car.vehicle.invited
+            vehicle = replace(now_car.vehicle, consent=consent, brand=brand, withdrawn_at=None)
             if now_car.vehicle.withdrawn_at is not None:  # then whoever brings it back is whose it is
-                invited = self.invited.get(consent.user_ref, invited)
-            vehicle = replace(
-                now_car.vehicle, consent=consent, brand=brand, withdrawn_at=None, invited=invited
-            )
+                vehicle = replace(vehicle, invited=self.invited.get(consent.user_ref, vehicle.invited))
             if not anew:
                 return replace(now_car, vehicle=vehicle)
-            first = consented_anew(
-                self._fleet.profiles[brand], vehicle.spread, now_car.schedule.polled_at, self._clock.now()
-            )
+            now = self._clock.now()
+            if now_car.vehicle.consent.connection_id != consent.connection_id:
+                vehicle = replace(vehicle, renewed_at=now)
+            profile, polled_at = self._fleet.profiles[brand], now_car.schedule.polled_at
+            first = consented_anew(profile, vehicle.spread, polled_at, now)
             schedule = replace(now_car.schedule, due=first.at, reason=first.reason, failures=0)
             return replace(now_car, vehicle=vehicle, schedule=schedule, trouble=None)
 

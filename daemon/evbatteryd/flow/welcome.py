@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from evbatteryd.domain.enrolment import Enrolment
 from evbatteryd.domain.errors import SourceError, StoreError
+from evbatteryd.domain.fleet import Car, brought_by
 from evbatteryd.domain.ports import Clock, EnrolmentStore, Log, Source
 from evbatteryd.flow.cars import Cars
 from evbatteryd.flow.purse import Purse
@@ -69,10 +71,10 @@ class Welcome:
 
     async def _welcome(self, enrolment: Enrolment) -> None:
         user, consented_at = enrolment.user_ref, enrolment.ended_at or enrolment.begun_at
-        if user is not None and await self._found(user, consented_at):
+        if user is not None and await self._found(user, consented_at, enrolment):
             await self._arrived(enrolment)
             await self._clock.sleep(SECOND_LOOK)
-            await self._look(user, said=True)
+            await self._look(user, enrolment, said=True)
         else:
             await self._arrived(enrolment)
 
@@ -80,11 +82,11 @@ class Welcome:
         now = self._clock.now()
         await self._cars.kept(lambda: self._store.arrived(enrolment.id, now))
 
-    async def _found(self, user: str, consented_at: datetime) -> bool:
+    async def _found(self, user: str, consented_at: datetime, enrolment: Enrolment) -> bool:
         """Look until there is a car, or no sense in looking any more."""
         pause, failing = FIRST_PAUSE, False
         while True:
-            found = await self._look(user, said=failing)
+            found = await self._look(user, enrolment, said=failing)
             if found:
                 return True
             failing = failing or found is None
@@ -94,11 +96,11 @@ class Welcome:
             await self._clock.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    async def _look(self, user: str, *, said: bool) -> int | None:
+    async def _look(self, user: str, enrolment: Enrolment, *, said: bool) -> int | None:
         """How many cars that user consents to, all of them enrolled; None: Smartcar or the store failed."""
         async with self._turns:
             try:
-                return await self._enrol_all(user)
+                return await self._enrol_all(user, enrolment)
             except (SourceError, StoreError) as error:
                 if not said:
                     why = error.detail if isinstance(error, SourceError) else str(error)
@@ -109,9 +111,17 @@ class Welcome:
                     self._log.exception("enrolment.bug")
             return None
 
-    async def _enrol_all(self, user: str) -> int:
+    async def _enrol_all(self, user: str, enrolment: Enrolment) -> int:
         consents = await self._source.consents_of(user, self._purse.ticket(None))
         for consent in consents:
-            await self._roster.adopt(consent, just_given=True)
+            car = await self._roster.adopt(consent, just_given=True)
+            if car is not None and enrolment.invited is not None and brought_by(enrolment, car):
+                await self._cars.change(car.id, lambda now: _invited(now, enrolment.invited))
         await self._roster.count()
         return len(consents)
+
+
+def _invited(car: Car, name: str | None) -> Car:
+    """The regular list may have found it first, and not known whose it is."""
+    vehicle = car.vehicle
+    return car if vehicle.invited else replace(car, vehicle=replace(vehicle, invited=name))

@@ -155,6 +155,7 @@ class SqliteStore(Enrolments):
             vehicle.slug,
             vehicle.name,
             codec.maybe_to_ms(vehicle.withdrawn_at),
+            codec.maybe_to_ms(vehicle.renewed_at),
             vehicle.invited,
             codec.encode_slugs(vehicle.former_slugs),
             vehicle.subscription,
@@ -387,7 +388,7 @@ class SqliteStore(Enrolments):
     def _car(self, row: Row) -> Car:
         columns = iter(row)
         vehicle_id, slug, name, brand, enrolled_ms, withdrawn_ms = islice(columns, 6)
-        invited, former_slugs, subscription = islice(columns, 3)
+        renewed_ms, invited, former_slugs, subscription = islice(columns, 4)
         vehicle = Vehicle(
             id=VehicleId(vehicle_id),
             slug=slug,
@@ -397,6 +398,7 @@ class SqliteStore(Enrolments):
             enrolled_at=codec.from_ms(enrolled_ms),
             withdrawn_at=codec.maybe_from_ms(withdrawn_ms),
             invited=invited,
+            renewed_at=codec.maybe_from_ms(renewed_ms),
             former_slugs=codec.decode_slugs(former_slugs),
             subscription=subscription,
         )

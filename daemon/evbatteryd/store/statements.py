@@ -11,7 +11,7 @@ EPOCH: Final = "SELECT epoch FROM store"
 
 CARS: Final = """
     SELECT vehicle.id, slug, vehicle.name, brand, enrolled_ms, withdrawn_ms,
-        invited, former_slugs, subscription,
+        renewed_ms, invited, former_slugs, subscription,
         application.name, connection_id, vehicle_ref, user_ref, make, model, year, powertrain, permissions,
         reading_seq,
         fetched_ms, origin, measured_ms, soc, range_km, capacity_kwh, charge_state, charging, plugged_in,
@@ -41,12 +41,12 @@ FIRST_SCHEDULE: Final = """
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 UPDATE_VEHICLE: Final = """
-    UPDATE vehicle SET (slug, name, withdrawn_ms, invited, former_slugs, subscription, application_id,
-        connection_id, vehicle_ref, user_ref, make, model, year, powertrain, permissions)
-        = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
-    WHERE id = ?1 AND (slug, name, withdrawn_ms, invited, former_slugs, subscription, application_id,
-        connection_id, vehicle_ref, user_ref, make, model, year, powertrain, permissions)
-        IS NOT (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"""
+    UPDATE vehicle SET (slug, name, withdrawn_ms, renewed_ms, invited, former_slugs, subscription,
+        application_id, connection_id, vehicle_ref, user_ref, make, model, year, powertrain, permissions)
+        = (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
+    WHERE id = ?1 AND (slug, name, withdrawn_ms, renewed_ms, invited, former_slugs, subscription,
+        application_id, connection_id, vehicle_ref, user_ref, make, model, year, powertrain, permissions)
+        IS NOT (?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)"""
 """Writes nothing where nothing changed: most updates are of the schedule alone."""
 
 UPDATE_LATEST: Final = """

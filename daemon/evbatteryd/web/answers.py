@@ -61,14 +61,17 @@ def no_such_car() -> web.HTTPNotFound:
     return web.HTTPNotFound(text="no vehicle has this name; /api/vehicles lists them")
 
 
-async def body_of(request: web.Request) -> bytes:
-    """All of the request's body. Raises the HTTPException that says what is wrong with it."""
+async def body_of(request: web.Request, within_s: float | None = None) -> bytes:
+    """All of the request's body, if it arrives within ``within_s`` real seconds (:data:`BODY_WITHIN_S`).
+
+    Raises the HTTPException that says what is wrong with it.
+    """
     if (request.content_length or 0) > LARGEST_BODY:
         raise web.HTTPRequestEntityTooLarge(LARGEST_BODY, request.content_length or 0)
     try:
-        async with asyncio.timeout(BODY_WITHIN_S):
+        async with asyncio.timeout(BODY_WITHIN_S if within_s is None else within_s):
             return await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout(text="the body did not arrive in time") from None
-    except (web.RequestPayloadError, HttpProcessingError):
+    except (web.RequestPayloadError, HttpProcessingError, OSError):  # OSError: the client is gone.
         raise web.HTTPBadRequest(text="the body is cut off or damaged") from None

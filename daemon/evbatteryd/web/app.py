@@ -34,7 +34,7 @@ from evbatteryd.web.answers import (
     no_such_car,
     whole_number,
 )
-from evbatteryd.web.guard import VISITOR, Access, Guard, public, reader
+from evbatteryd.web.guard import VISITOR, Access, Guard, Level, public, reader
 from evbatteryd.web.listing import Query, find
 from evbatteryd.web.parts import Parts
 from evbatteryd.web.rendering import Pages, level_of
@@ -143,7 +143,7 @@ def make_app(
     app = web.Application(middlewares=[_mistakes, guard.middleware], client_max_size=LARGEST_BODY)
     app[ANNOUNCER] = announcer = Announcer()
     app[_GUARD] = guard
-    app[_PAGES] = pages = Pages(clock, started_at)
+    app[_PAGES] = pages = Pages(clock, started_at, signs_in=access.admin_token is not None)
     site = _Site(fleet, clock, exposition, health, announcer, pages, guard)
     parts = Parts(fleet, clock, guard, pages, enrolments, steward)
     app.add_routes(enrolling.routes(parts))
@@ -370,9 +370,13 @@ class _Site:
         return web.Response(text=f"{text}\n", status=503 if reasons else 200)
 
     @public
-    async def ready(self, _: web.Request) -> web.Response:
+    async def ready(self, request: web.Request) -> web.Response:
+        """Why not is for those who may see the cars: it names applications and what Smartcar says of them."""
         reasons = self._health.ready()
-        return as_json({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+        told: dict[str, object] = {"ready": not reasons}
+        if level_of(request, self._guard) >= Level.READER:
+            told["reasons"] = reasons
+        return as_json(told, status=503 if reasons else 200)
 
 
 class _Stream:

@@ -20,11 +20,12 @@ from evbatteryd.domain.enrolment import (
 )
 from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.ports import CannotChange
-from evbatteryd.enrol.consent import CONNECT_MAKE, COUNTRY, ENDINGS, REFUSALS
+from evbatteryd.enrol.consent import COUNTRY, ENDINGS, REFUSALS
 from evbatteryd.enrol.enrolment import CannotEnrol
+from evbatteryd.problems import did_you_mean
 from evbatteryd.web import view
 from evbatteryd.web.answers import as_json, body_of, no_such_car, whole_number
-from evbatteryd.web.enrolling import callback_of, cars_of, invitation_link
+from evbatteryd.web.enrolling import Choice, callback_of, cars_of, choices_of, invitation_link
 from evbatteryd.web.parts import Parts
 
 _Asked = Mapping[str, object]
@@ -91,8 +92,8 @@ class _Control:
         """Begin an enrolment for somebody at a terminal: whoever has the link may open it in any browser."""
         asked = await _asked(request, "application", "make", "country")
         make, country = _optional(asked, "make", str), _optional(asked, "country", str)
-        if make is not None and not CONNECT_MAKE.fullmatch(make):
-            raise web.HTTPBadRequest(text="make is a brand's code, like LAND_ROVER")
+        if make is not None:
+            _check_make(make, choices_of(self._parts.fleet.profiles.values()))
         if country is not None and not COUNTRY.fullmatch(country):
             raise web.HTTPBadRequest(text="country is a code of two capital letters, like DE")
         callback = callback_of(request, self._parts.guard.access)
@@ -202,6 +203,18 @@ def _id(request: web.Request, what: str) -> int:
     if number is None:
         raise _none(what)
     return number
+
+
+def _check_make(make: str, choices: Iterable[Choice]) -> None:
+    """Raises HTTPConflict for a brand that nobody could go on with."""
+    by_code = {choice.code: choice for choice in choices}
+    choice = by_code.get(make)
+    if choice is None:
+        raise web.HTTPConflict(text=f"make is a brand's code. {did_you_mean(make, by_code)}")
+    if not choice.possible:
+        raise web.HTTPConflict(
+            text=f"{choice.name} lets its owners consent in its own app for phones only, not in a browser"
+        )
 
 
 async def _asked(request: web.Request, *keys: str) -> _Asked:

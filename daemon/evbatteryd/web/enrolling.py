@@ -24,7 +24,7 @@ from evbatteryd.domain.enrolment import (
     Refusal,
     invitation_state,
 )
-from evbatteryd.domain.fleet import Car, Fleet
+from evbatteryd.domain.fleet import Car, Fleet, brought_by
 from evbatteryd.domain.profile import BrandProfile
 from evbatteryd.enrol.consent import ENDINGS, REFUSALS, ConnectOptions, Words
 from evbatteryd.enrol.enrolment import CannotEnrol, Ended
@@ -42,6 +42,7 @@ REMEMBERED: Final = timedelta(days=1)
 PORT: Final = 9782
 """Where evbatteryd listens unless told otherwise: what a redirect URI names when we are on a Unix socket."""
 
+_LOOKING: Final = Rate(120, timedelta(minutes=1))
 _SETTING_OUT: Final = Rate(10, timedelta(minutes=10))
 _ANSWERS: Final = Rate(30, timedelta(minutes=10))
 _WRONG_INVITATIONS: Final = Rate(20, timedelta(minutes=10))
@@ -168,24 +169,15 @@ def _port(request: web.Request) -> int:
 
 
 async def cars_of(fleet: Fleet, enrolment: Enrolment) -> list[Car]:
-    """The cars of the user who consented, in slices: the fleet is not indexed by user."""
+    """The cars that this consent brought, in slices: the fleet is not indexed by user."""
     found: list[Car] = []
     if enrolment.user_ref is None:
         return found
     cars = iter(fleet)
     while some := list(islice(cars, _CARS_PER_SLICE)):
-        found += (car for car in some if _is_of(car, enrolment))
+        found += (car for car in some if car.vehicle.withdrawn_at is None and brought_by(enrolment, car))
         await asyncio.sleep(0)
     return sorted(found, key=lambda car: (car.vehicle.name.casefold(), car.slug))
-
-
-def _is_of(car: Car, enrolment: Enrolment) -> bool:
-    vehicle, consent = car.vehicle, car.vehicle.consent
-    return (
-        consent.user_ref == enrolment.user_ref
-        and consent.application == enrolment.application
-        and vehicle.withdrawn_at is None
-    )
 
 
 def slow_down(request: web.Request, wait_s: int) -> None:
@@ -205,6 +197,8 @@ class _Enrolling:
         self._parts = parts
         self._guard = parts.guard
         self._enrolments = parts.enrolments
+        self._looking = Limiter(_LOOKING, parts.clock)
+        self._looking_on = Limiter(_LOOKING, parts.clock)
         self._setting_out = Limiter(_SETTING_OUT, parts.clock)
         self._answers = Limiter(_ANSWERS, parts.clock)
         self._wrong_invitations = Limiter(_WRONG_INVITATIONS, parts.clock)
@@ -214,6 +208,7 @@ class _Enrolling:
 
     @public
     async def page(self, request: web.Request) -> web.Response:
+        self._limit(request, self._looking)
         if (elsewhere := self._by_name(request)) is not None:
             return elsewhere
         invitation = await self._invitation(request)
@@ -305,6 +300,7 @@ class _Enrolling:
 
     @public
     async def done(self, request: web.Request) -> web.Response:
+        self._limit(request, self._looking_on)
         told = self._guard.signed_cookie(request, ENROLMENT_COOKIE)
         if told is None:
             return see_other("/enrol")

@@ -20,7 +20,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Final, TypeVar
 from urllib.parse import SplitResult, urlencode, urlsplit
 
-from aiohttp import web
+import structlog
+from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
 from multidict import MultiMapping
 
@@ -46,7 +47,15 @@ _HOST: Final = re.compile(
 _OURS: Final = re.compile(r"/(?!/)[\w.~!$&'()*+,;=:@%/?-]*", re.ASCII)
 """A path, with or without a query. Neither ``//host`` nor what a browser would turn into it: backslashes,
 and the tabs and line ends that it drops."""
-_GUESSES: Final = Rate(10, timedelta(minutes=10))
+_WRONG_TOKENS: Final = Rate(10, timedelta(minutes=10))
+"""Of an address, before it is told to wait. Only against noise: the admin token has at least 16 characters,
+which nobody finds by guessing. So a right one never has to wait for the wrong ones of others, who may well
+come from the same address: behind a proxy that is not trusted everybody does."""
+_WRONG_TOKENS_TOLD: Final = Rate(1, timedelta(hours=1))
+"""How often the log says that somebody sent one."""
+_ANYBODY: Final = "anybody"
+MOST_SIGNED_OUT = 10_000
+"""Sessions remembered as signed out; the one that was signed out first is forgotten first."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 Network = IPv4Network | IPv6Network
@@ -63,6 +72,7 @@ class Level(IntEnum):
 
 _LEVEL: Final = "_evbatteryd_level"
 _UNFORGED: Final = "_evbatteryd_unforged"
+_log = structlog.get_logger()
 
 
 def public(handler: _H) -> _H:
@@ -126,6 +136,14 @@ VISITOR = web.RequestKey("visitor", Visitor)
 _BROWSER = web.RequestKey("browser", str)
 
 
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """What the cookie of an operator who signed in holds."""
+
+    nonce: str
+    expires: datetime
+
+
 class Guard:
     """Decides for each request. :attr:`middleware` refuses what may not be."""
 
@@ -135,7 +153,10 @@ class Guard:
         self._public = urlsplit(access.public_url) if access.public_url else None
         # The proxy that a public address needs may stand at this machine: then loopback proves nothing.
         self._trusts_loopback = self._public is None or is_loopback(self._public.hostname or "")
-        self._wrong_tokens = Limiter(_GUESSES, clock)
+        self._wrong_tokens = Limiter(_WRONG_TOKENS, clock)
+        self._wrong_tokens_told = Limiter(_WRONG_TOKENS_TOLD, clock)
+        self._signed_out: dict[str, datetime] = {}
+        """When each session that was signed out would have expired."""
 
     # Who it is
 
@@ -148,11 +169,16 @@ class Guard:
             self._trusts_loopback
             and not trusted
             and (peer == UNIX or is_loopback(peer))
+            # Browsers and command lines have spoken 1.1 for decades. 1.0 is what nginx speaks to whatever is
+            # behind it, unless told otherwise; it says Host: 127.0.0.1 then, and not a word of itself:
+            # https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_http_version
+            and request.version >= HttpVersion11
             and is_loopback(host_of(request))  # Any other name may have been pointed here: DNS rebinding.
             and not any(_FORWARDED.fullmatch(name) for name in request.headers)
         )
         bearer = self._bears_a_token(request, address)
-        operator = local or bearer or self._signed_in(request) or (trusted and self._vouched_for(request))
+        signed_in = self._session(request) is not None
+        operator = local or bearer or signed_in or (trusted and self._vouched_for(request))
         return Visitor(address, local, operator, bearer, self._secure(request, trusted))
 
     def _trusted(self, peer: str) -> bool:
@@ -182,14 +208,9 @@ class Guard:
         if scheme.lower() != "bearer":
             return False
         token = token.strip()
-        # Nobody guesses the local key, so whoever has it is never kept waiting by those who guess.
-        if _same(token, self.access.local_key):
+        if _same(token, self.access.local_key) or self.admits(token):
             return True
-        if self._wrong_tokens.wait_s(address):
-            return False
-        if self.admits(token):
-            return True
-        self._wrong_tokens.count(address)
+        self.wrong_token(address)
         return False
 
     def _vouched_for(self, request: web.Request) -> bool:
@@ -207,6 +228,12 @@ class Guard:
         known = self.access.admin_token
         return known is not None and _same(token, known)
 
+    def wrong_token(self, address: str) -> int:
+        """Somebody sent one. Returns how many real seconds they have to wait; 0 if they need not."""
+        if not self._wrong_tokens_told.take(_ANYBODY):
+            _log.warning("operator.wrong_token")
+        return self._wrong_tokens.take(address)
+
     def sign_in(self, request: web.Request, response: web.StreamResponse) -> None:
         expires = int((self._clock.now() + SESSION_LASTS).timestamp())
         nonce = secrets.token_urlsafe(16)
@@ -214,18 +241,32 @@ class Guard:
         self.set_cookie(request, response, SESSION_COOKIE, value, lasts=SESSION_LASTS)
 
     def sign_out(self, request: web.Request, response: web.StreamResponse) -> None:
+        """End the session: whoever kept its cookie is signed out, too. A restart forgets that."""
+        session = self._session(request)
+        if session is not None:
+            self._remember_signed_out(session)
         response.del_cookie(SESSION_COOKIE, path="/", secure=request[VISITOR].secure, httponly=True)
 
-    def _signed_in(self, request: web.Request) -> bool:
+    def _remember_signed_out(self, session: _Session) -> None:
+        now = self._clock.now()
+        known = {nonce: expires for nonce, expires in self._signed_out.items() if expires > now}
+        known[session.nonce] = session.expires
+        if len(known) > MOST_SIGNED_OUT:
+            del known[next(iter(known))]
+        self._signed_out = known
+
+    def _session(self, request: web.Request) -> _Session | None:
+        """The session that the cookie tells of; None if it is none of ours, or over."""
         expires, _, rest = request.cookies.get(SESSION_COOKIE, "").partition(".")
         nonce, _, mark = rest.partition(".")
         if self.access.admin_token is None or not (
             expires.isascii() and expires.isdigit() and len(expires) < 12
         ):
-            return False
-        if not _same(mark, self._session_mark(int(expires), nonce)):
-            return False
-        return self._clock.now() < datetime.fromtimestamp(int(expires), UTC)
+            return None
+        if not _same(mark, self._session_mark(int(expires), nonce)) or nonce in self._signed_out:
+            return None
+        session = _Session(nonce, datetime.fromtimestamp(int(expires), UTC))
+        return session if self._clock.now() < session.expires else None
 
     def _session_mark(self, expires: int, nonce: str) -> str:
         """Of a session. It ends with the admin token that began it."""

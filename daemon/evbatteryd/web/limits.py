@@ -1,8 +1,10 @@
-"""How often somebody may knock: an exact rate for each address, in bounded memory."""
+"""How often somebody may knock, and how many at a time: exact for each address, in bounded memory."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
@@ -62,3 +64,26 @@ class Limiter:
         if known > now + self._rate.per:  # The clock was set back: nobody waits for more than they came.
             known = self._free_at[address] = now + self._rate.per
         return max(known, now)
+
+
+class Places:
+    """How many may be at something at the same time: ``most`` overall, ``most_each`` of one address."""
+
+    def __init__(self, most: int, most_each: int) -> None:
+        self._most = most
+        self._most_each = most_each
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, address: str) -> Iterator[bool]:
+        """Whether there is a place; if so, it is this address's until the end of the block."""
+        if self._taken.total() >= self._most or self._taken[address] >= self._most_each:
+            yield False
+            return
+        self._taken[address] += 1
+        try:
+            yield True
+        finally:
+            self._taken[address] -= 1
+            if not self._taken[address]:
+                del self._taken[address]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
+import orjson
 import segno
+import structlog
 from aiohttp import web
 from markupsafe import Markup
 
@@ -16,7 +19,8 @@ from evbatteryd.domain.enrolment import INVITATION_LASTS, InvitationId, Invitati
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.freshness import Freshness
 from evbatteryd.domain.ports import CannotChange
-from evbatteryd.enrol.enrolment import LONGEST_INVITATION, LONGEST_NAME, CannotEnrol
+from evbatteryd.domain.vehicle import LONGEST_NAME
+from evbatteryd.enrol.enrolment import LONGEST_INVITATION, CannotEnrol
 from evbatteryd.web import view
 from evbatteryd.web.answers import as_page, no_such_car, whole_number
 from evbatteryd.web.enrolling import (
@@ -27,15 +31,11 @@ from evbatteryd.web.enrolling import (
     slow_down,
 )
 from evbatteryd.web.guard import VISITOR, host_of, is_loopback, public, safe_next
-from evbatteryd.web.limits import Limiter, Rate
 from evbatteryd.web.listing import Query, find
 from evbatteryd.web.parts import Parts
 from evbatteryd.web.rendering import level_of
 
 CARS_PER_PAGE: Final = 50
-_WRONG_TOKENS: Final = Rate(10, timedelta(minutes=10))
-_WRONG_TOKENS_OF_ALL: Final = Rate(200, timedelta(minutes=10))
-_ALL: Final = "everywhere"
 _DAY: Final = timedelta(days=1)
 _DONE: Final = {
     "renamed": "Saved.",
@@ -44,6 +44,10 @@ _DONE: Final = {
     "revoked": "Taken back: nobody can use that invitation any more.",
 }
 """What is said after a change. The address names one of these, so that it can make us say nothing else."""
+MADE_COOKIE: Final = "evbatteryd_made"
+MADE_SHOWN: Final = timedelta(minutes=10)
+"""How long the link of a new invitation can be looked at again, in the browser that made it."""
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,8 @@ class Entry:
     plight: view.Plight | None
     again: str | None
     """Where to consent anew; None while the consent stands."""
+    reason: str
+    """Why it is asked when, or not at all."""
     former_slugs: tuple[str, ...]
 
 
@@ -77,6 +83,7 @@ def routes(parts: Parts) -> Iterable[web.AbstractRouteDef]:
         web.post("/vehicles/{slug}/disconnect", pages.disconnect),
         web.get("/invitations", pages.invitations),
         web.post("/invitations", pages.invite),
+        web.get("/invitations/made", pages.made),
         web.post("/invitations/{id}/revoke", pages.revoke),
         web.get("/sign-in", pages.door),
         web.post("/sign-in", pages.sign_in),
@@ -92,8 +99,6 @@ class _Managing:
         self._fleet = parts.fleet
         self._guard = parts.guard
         self._enrolments = parts.enrolments
-        self._wrong_tokens = Limiter(_WRONG_TOKENS, parts.clock)
-        self._wrong_tokens_of_all = Limiter(_WRONG_TOKENS_OF_ALL, parts.clock)
 
     # Vehicles and their consents
 
@@ -199,11 +204,23 @@ class _Managing:
                 request, name=name, application=application, days=days, not_made=str(why), status=409
             )
         link = invitation_link(request, self._guard.access, token)
-        # Rendered at once: what cannot be had again is in no address, and no address leads back to it.
+        # In a cookie for a while: whoever loads the page anew sees this invitation and makes no other.
+        response = see_other("/invitations/made")
+        told = urlsafe_b64encode(orjson.dumps([made.name, made.expires_at, link])).decode().rstrip("=")
+        self._guard.set_signed_cookie(request, response, MADE_COOKIE, told, lasts=MADE_SHOWN)
+        return response
+
+    async def made(self, request: web.Request) -> web.Response:
+        """The invitation that was made just now, with its link."""
+        told = self._guard.signed_cookie(request, MADE_COOKIE)
+        if told is None:
+            return see_other("/invitations")
+        name, expires_at, link = orjson.loads(urlsafe_b64decode(told + "=" * (-len(told) % 4)))
         return self._page(
             request,
             "invited.html",
-            invitation=made,
+            name=name,
+            expires_at=datetime.fromisoformat(expires_at),
             link=link,
             qr=_qr(link),
             only_here=is_loopback(urlsplit(link).hostname or ""),
@@ -251,18 +268,14 @@ class _Managing:
 
     @public
     async def sign_in(self, request: web.Request) -> web.Response:
-        form, address = await request.post(), request[VISITOR].address
+        form = await request.post()
         where = field_of(form, "next")
-        if not request[VISITOR].operator:
-            slow_down(
-                request, max(self._wrong_tokens.wait_s(address), self._wrong_tokens_of_all.wait_s(_ALL))
-            )
-        if self._guard.access.admin_token is None or not self._guard.admits(field_of(form, "token")):
-            self._wrong_tokens.count(address)
-            self._wrong_tokens_of_all.count(_ALL)
+        if not self._guard.admits(field_of(form, "token")):
+            slow_down(request, self._guard.wrong_token(request[VISITOR].address))
             return self._door(request, where, wrong=True, status=401)
         response = see_other(safe_next(where))
         self._guard.sign_in(request, response)
+        _log.info("operator.signed_in")
         return response
 
     @public
@@ -332,6 +345,7 @@ def _entry(fleet: Fleet, car: Car, now: datetime) -> Entry:
         freshness=freshness,
         plight=row.plight,
         again=row.again,
+        reason=car.schedule.reason,
         former_slugs=vehicle.former_slugs,
     )
 

@@ -13,10 +13,19 @@ from evbatteryd.domain.ports import Clock
 from evbatteryd.domain.webhook import WebhookReceiver
 from evbatteryd.web.answers import as_json, body_of
 from evbatteryd.web.guard import VISITOR, machine
-from evbatteryd.web.limits import Limiter, Rate
+from evbatteryd.web.limits import Limiter, Places, Rate
 
 MOST_AT_ONCE = 256
-"""Deliveries on their way in. Smartcar repeats what is not taken after 25, 50 and 100 s."""
+"""Deliveries that have arrived and are being taken in. Smartcar repeats what is not taken after 25, 50 and
+100 s."""
+MOST_READING = 1024
+"""Deliveries whose bodies are still arriving."""
+MOST_READING_EACH = 64
+"""Those of one address."""
+BODY_WITHIN_S = 4.0
+"""Real seconds that a delivery's body may take to arrive. Smartcar waits 15 s for an answer, and to commit
+what it says may take 10 of them:
+https://smartcar.com/docs/integrations/webhooks/best-practices/reliability"""
 REFUSED = Rate(120, timedelta(minutes=1))
 """How often an address may deliver what is not believed."""
 _AGAIN_S: Final = 10
@@ -40,6 +49,7 @@ class _Receiving:
     def __init__(self, webhook: WebhookReceiver, clock: Clock) -> None:
         self._webhook = webhook
         self._refused = Limiter(REFUSED, clock)
+        self._reading = Places(MOST_READING, MOST_READING_EACH)
         self._under_way = 0
 
     @machine
@@ -56,14 +66,12 @@ class _Receiving:
                 text="too much came from this address that could not be believed",
                 headers={"Retry-After": str(wait_s)},
             )
+        body = await self._body(request, address)
+        # Not before: whoever sends slowly, or nothing, must not keep out what is there already.
         if self._under_way >= MOST_AT_ONCE:
-            self._webhook.refused("too_many")
-            raise web.HTTPServiceUnavailable(
-                text="too many deliveries at once: deliver it again", headers={"Retry-After": str(_AGAIN_S)}
-            )
+            raise self._too_many()
         self._under_way += 1
         try:
-            body = await self._body(request, address)
             answer = await self._webhook.receive(body, signature, request.match_info.get("application"))
         finally:
             self._under_way -= 1
@@ -72,8 +80,22 @@ class _Receiving:
         return as_json(answer.document, status=answer.status)
 
     async def _body(self, request: web.Request, address: str) -> bytes:
+        if request.content.is_eof():  # All of it came with its head: nobody is waited for.
+            return await self._read(request, address)
+        with self._reading.place(address) as given:
+            if not given:
+                raise self._too_many()
+            return await self._read(request, address)
+
+    def _too_many(self) -> web.HTTPServiceUnavailable:
+        self._webhook.refused("too_many")
+        return web.HTTPServiceUnavailable(
+            text="too many deliveries at once: deliver it again", headers={"Retry-After": str(_AGAIN_S)}
+        )
+
+    async def _read(self, request: web.Request, address: str) -> bytes:
         try:
-            return await body_of(request)
+            return await body_of(request, BODY_WITHIN_S)
         except web.HTTPClientError as refusal:
             self._webhook.refused(_UNREAD[refusal.status])
             self._refused.count(address)

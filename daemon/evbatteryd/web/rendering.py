@@ -33,7 +33,7 @@ def level_of(request: web.Request, guard: Guard) -> Level:
 class Pages:
     """The templates, filled in, and the files they refer to."""
 
-    def __init__(self, clock: Clock, started_at: datetime) -> None:
+    def __init__(self, clock: Clock, started_at: datetime, *, signs_in: bool = False) -> None:
         self._clock = clock
         self._started_at = started_at
         folder = resources.files("evbatteryd.web") / "pages"
@@ -51,6 +51,7 @@ class Pages:
             "plain": _plain,
             "spelled": {"ago": view.ago, "ahead": view.ahead, "lasting": view.lasting},
             "version": __version__,
+            "signs_in": signs_in,
         }
         # Compiled at the start rather than while somebody waits; a broken one shows at once.
         for name in self._templates.list_templates(extensions=("html", "svg")):

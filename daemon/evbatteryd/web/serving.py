@@ -10,11 +10,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import web, web_response
 from aiohttp.http_exceptions import HttpProcessingError
 
 GRACE_S = 3.0
 """Real seconds that answers under way have when the daemon ends."""
+
+# What every answer says in "Server": aiohttp would tell everybody its version and Python's. Set here, and not
+# by the application's signals, because answers to what is no HTTP come from aiohttp alone.
+web_response.SERVER_SOFTWARE = "evbatteryd"  # type: ignore[attr-defined]
 
 
 def _is_ours(record: logging.LogRecord) -> bool:

@@ -1,6 +1,7 @@
 -- Consents on their way, what is known of a vehicle since, and the webhook deliveries that were taken.
 -- Tokens and states are secrets of those who hold them: only their SHA-256 digests are kept.
 
+ALTER TABLE vehicle ADD COLUMN renewed_ms INTEGER;
 ALTER TABLE vehicle ADD COLUMN invited TEXT;
 ALTER TABLE vehicle ADD COLUMN former_slugs TEXT; -- a JSON array, oldest first; NULL: none
 ALTER TABLE vehicle ADD COLUMN subscription TEXT;
