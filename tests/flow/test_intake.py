@@ -167,6 +167,7 @@ async def test_where_webhooks_deliver_polls_are_a_safety_net_until_they_fall_sil
     silent = await w.poll_when_due(unchanged)
     assert silent.schedule.pushed_at is None
     assert silent.schedule.due - w.clock.now() <= RENAULT.parked
+    assert "webhooks have fallen silent" in silent.schedule.reason
     assert len(w.said("webhooks.silent")) == 1
     assert [kept.schedule.pushed_at for kept in await w.store.cars()] == [None]
 

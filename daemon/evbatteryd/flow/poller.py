@@ -330,10 +330,11 @@ class Poller:
             ),
             now,
         )
+        silent = car.schedule.pushed_at is not None and schedule.pushed_at is None
         schedule = replace(
             schedule,
             due=decision.at,
-            reason=decision.reason,
+            reason=f"{decision.reason} (webhooks have fallen silent)" if silent else decision.reason,
             polled_at=began if calls else schedule.polled_at,
             outcome=outcome.label,
         )
