@@ -119,8 +119,10 @@ async def test_consenting_again_ends_the_trouble_though_the_connection_is_the_sa
         w.source.failing(errors.ConsentLost("PERMISSION", "gone"))
         await w.poll(car)
         assert not w.fleet[car.id].consented
+        await w.clock.advance(timedelta(minutes=1))
         welcome.add(await consented(w, "u1", invited="Somebody else"))
-        await until(lambda: w.fleet[car.id].consented)
+        await until_arrived(w)
+        assert w.fleet[car.id].consented
         after = w.fleet[car.id]
         assert (after.slug, after.vehicle.invited) == (car.slug, None), "it is whose it was"
         assert after.schedule.due is not None
@@ -194,3 +196,15 @@ async def test_a_bug_in_one_welcome_is_told_and_stops_no_other(tmp_path: Path) -
         await until(lambda: len(w.said("enrolment.bug")) == 1)
         welcome.add(await consented(w, "u2"))
         await until(lambda: len(w.fleet) == 1)
+
+
+async def test_a_car_that_the_list_found_first_is_the_invitee_s_all_the_same(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, welcoming(w) as welcome:
+        w.source.consent_list = [consent(1)]
+        enrolment = await consented(w, "u1", invited="Anna")
+        await w.clock.advance(timedelta(minutes=1))
+        await w.roster.sync(w.purse.ticket(None))
+        assert [car.vehicle.invited for car in w.fleet] == [None]
+        welcome.add(enrolment)
+        await until_arrived(w)
+        assert [car.vehicle.invited for car in w.fleet] == ["Anna"]
