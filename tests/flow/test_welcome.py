@@ -178,7 +178,7 @@ async def test_an_invented_user_costs_few_requests(tmp_path: Path) -> None:
             await asyncio.sleep(0.001)
         spent = w.metrics._registry.get_sample_value("evbatteryd_calls_total", {"application": "home"})
         assert spent <= 10 * 13, "each is looked for during an hour, less and less often"
-        assert await w.store.awaited() == []
+        await until_arrived(w)
 
 
 async def test_a_bug_in_one_welcome_is_told_and_stops_no_other(tmp_path: Path) -> None:
