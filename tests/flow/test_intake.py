@@ -235,8 +235,10 @@ async def test_a_challenge_is_answered_and_changes_nothing(setting) -> None:
     w, car, deliveries, intake = setting
     deliveries.known[b"verify"] = Challenge("abc")
     before = w.fleet[car.id]
-    assert (await intake.receive(b"verify", None, None)).document == {"challenge": "abc"}
+    for _ in range(3):
+        assert (await intake.receive(b"verify", None, None)).document == {"challenge": "abc"}
     assert w.fleet[car.id] is before
+    assert len(w.said("webhook.verified")) == 1, "anybody may send one"
 
 
 async def test_while_the_disk_is_full_smartcar_is_asked_to_come_again(

@@ -104,7 +104,8 @@ class Intake:
             return _OUR_MISTAKE
         if isinstance(read, Challenge):
             self._tally.webhook(Event.VERIFY, "answered")
-            self._log.info("webhook.verified")
+            if self._to_be_said("verified", now):  # anybody may send a challenge
+                self._log.info("webhook.verified")
             return WebhookAnswer(200, {"challenge": read.answer})
         if not self._open or len(self._taking) >= MOST_PENDING:
             return self._not_now(read, "busy")
@@ -267,7 +268,13 @@ class Intake:
             log.info("vehicle.first_reading", soc=after.state.soc_percent, next=after.schedule.reason)
 
     def _say_refused(self, refusal: NotTaken, now: datetime) -> None:
-        said = self._said.get(refusal.outcome)
-        if said is None or not timedelta() <= now - said < SAID_AGAIN:
-            self._said[refusal.outcome] = now
+        if self._to_be_said(refusal.outcome, now):
             self._log.warning("webhook.refused", outcome=refusal.outcome, why=str(refusal))
+
+    def _to_be_said(self, what: str, now: datetime) -> bool:
+        """Whether it was not logged within the last hour; it is taken for logged now."""
+        said = self._said.get(what)
+        if said is not None and timedelta() <= now - said < SAID_AGAIN:
+            return False
+        self._said[what] = now
+        return True
