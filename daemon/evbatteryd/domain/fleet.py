@@ -7,8 +7,10 @@ from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from evbatteryd.domain.cadence import Facts, Outcome
 from evbatteryd.domain.enrolment import Enrolment
 from evbatteryd.domain.freshness import Freshness, fresh_until, judge
+from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.profile import Activity, BrandProfile
 from evbatteryd.domain.reading import BatteryState
 from evbatteryd.domain.vehicle import Vehicle, VehicleId
@@ -88,6 +90,21 @@ class Car:
     @property
     def reachable(self) -> bool:
         return self.trouble is None or self.trouble.outcome not in UNREACHABLE
+
+
+def facts_of(car: Car, profile: BrandProfile, outcome: Outcome, share: Share) -> Facts:
+    """What the decision about this car's next poll rests on, after ``outcome``."""
+    schedule = car.schedule
+    return Facts(
+        profile=profile,
+        outcome=outcome,
+        activity=schedule.activity,
+        share=share,
+        calls_per_poll=schedule.calls_per_poll,
+        spread=car.vehicle.spread,
+        first=not schedule.outcome,
+        pushed_at=schedule.pushed_at,
+    )
 
 
 def brought_by(enrolment: Enrolment, car: Car) -> bool:

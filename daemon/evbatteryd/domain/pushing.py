@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from evbatteryd.domain.cadence import (
     DAY,
     Answered,
-    Facts,
     activity,
     asked_to_make_sure,
     movement,
@@ -26,7 +25,7 @@ from evbatteryd.domain.errors import (
     PlanRefused,
     RateLimited,
 )
-from evbatteryd.domain.fleet import Car, Trouble
+from evbatteryd.domain.fleet import Car, Trouble, facts_of
 from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.profile import Activity, BrandProfile
 from evbatteryd.domain.reading import BatteryState, Measurement, Signal, merge
@@ -98,16 +97,7 @@ def _with_net(car: Car, profile: BrandProfile, share: Share | None, now: datetim
     """With the poll that makes sure should no further webhook come; it brings nothing forward."""
     if share is None:
         return car
-    schedule = car.schedule
-    facts = Facts(
-        profile=profile,
-        outcome=Answered(frozenset()),
-        activity=schedule.activity,
-        share=share,
-        calls_per_poll=schedule.calls_per_poll,
-        spread=car.vehicle.spread,
-        pushed_at=schedule.pushed_at,
-    )
+    schedule, facts = car.schedule, facts_of(car, profile, Answered(frozenset()), share)
     net = next_poll(facts, now)
     if schedule.due is not None and (net.at is None or net.at <= schedule.due):
         return car

@@ -13,9 +13,9 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
-from evbatteryd.domain.cadence import Answered, Facts, first_poll, next_poll, resumed
+from evbatteryd.domain.cadence import Answered, first_poll, next_poll, resumed
 from evbatteryd.domain.errors import BudgetSpent, StoreError
-from evbatteryd.domain.fleet import Car, Fleet, Schedule
+from evbatteryd.domain.fleet import Car, Fleet, Schedule, facts_of
 from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.ports import CannotChange, Clock, Log, Polled, Store
 from evbatteryd.domain.reading import BatteryState, Reading
@@ -114,15 +114,7 @@ class Cars:
             schedule, share = car.schedule, share_of(car)
             if share is None or schedule.due is None or schedule.outcome not in _AT_PACE:
                 continue
-            facts = Facts(
-                profile=self.fleet.profile(car),
-                outcome=Answered(frozenset()),
-                activity=schedule.activity,
-                share=share,
-                calls_per_poll=schedule.calls_per_poll,
-                spread=car.vehicle.spread,
-                pushed_at=schedule.pushed_at,
-            )
+            facts = facts_of(car, self.fleet.profile(car), Answered(frozenset()), share)
             spent = schedule.outcome == BudgetSpent.outcome
             heard = max(filter(None, (schedule.answered_at, schedule.pushed_at)), default=None)
             decided_at = schedule.polled_at if spent else heard

@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 
 from evbatteryd.domain.cadence import (
     Answered,
-    Facts,
     Failed,
     Outcome,
     activity,
@@ -28,7 +27,7 @@ from evbatteryd.domain.errors import (
     StoreError,
     Unreadable,
 )
-from evbatteryd.domain.fleet import Car, Trouble
+from evbatteryd.domain.fleet import Car, Trouble, facts_of
 from evbatteryd.domain.plausibility import plausible
 from evbatteryd.domain.ports import Clock, Log, Polled, Source, Tally
 from evbatteryd.domain.pushing import missed_by_webhooks, silent_for_long
@@ -317,19 +316,8 @@ class Poller:
                 activity=activity(car.state, state, profile, now),
             )
             schedule = replace(schedule, pushed_at=self._still_pushed(car, state, now))
-        decision = next_poll(
-            Facts(
-                profile=profile,
-                outcome=outcome,
-                activity=schedule.activity,
-                share=purse.share(car.id),
-                calls_per_poll=schedule.calls_per_poll,
-                spread=car.vehicle.spread,
-                first=not car.schedule.outcome,
-                pushed_at=schedule.pushed_at,
-            ),
-            now,
-        )
+        known = replace(car, schedule=schedule)
+        decision = next_poll(facts_of(known, profile, outcome, purse.share(car.id)), now)
         silent = car.schedule.pushed_at is not None and schedule.pushed_at is None
         schedule = replace(
             schedule,

@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.freshness import Freshness
 
 JSON: Final = orjson.OPT_UTC_Z | orjson.OPT_OMIT_MICROSECONDS
@@ -57,8 +58,12 @@ def whole_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
-def no_such_car() -> web.HTTPNotFound:
-    return web.HTTPNotFound(text="no vehicle has this name; /api/vehicles lists them")
+def car_of(request: web.Request, fleet: Fleet) -> Car:
+    """The car whose slug is part of the address. Raises HTTPNotFound."""
+    car = fleet.by_slug(request.match_info["slug"])
+    if car is None:
+        raise web.HTTPNotFound(text="no vehicle has this name; /api/vehicles lists them")
+    return car
 
 
 async def body_of(request: web.Request, within_s: float | None = None) -> bytes:

@@ -29,9 +29,9 @@ from evbatteryd.web.answers import (
     LARGEST_BODY,
     as_json,
     as_page,
+    car_of,
     compressed,
     freshness_named,
-    no_such_car,
     whole_number,
 )
 from evbatteryd.web.guard import VISITOR, Access, Guard, Level, public, reader
@@ -315,9 +315,7 @@ class _Site:
 
     @reader
     async def vehicle(self, request: web.Request) -> web.Response:
-        car = self._fleet.by_slug(request.match_info["slug"])
-        if car is None:
-            raise no_such_car()
+        car = car_of(request, self._fleet)
         return as_json(self._told(request, car, self._clock.now()))
 
     @reader

@@ -18,13 +18,12 @@ from evbatteryd.domain.enrolment import (
     Refusal,
     invitation_state,
 )
-from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.ports import CannotChange
 from evbatteryd.enrol.consent import COUNTRY, ENDINGS, REFUSALS
 from evbatteryd.enrol.enrolment import CannotEnrol
 from evbatteryd.problems import did_you_mean
 from evbatteryd.web import view
-from evbatteryd.web.answers import as_json, body_of, no_such_car, whole_number
+from evbatteryd.web.answers import as_json, body_of, car_of, whole_number
 from evbatteryd.web.enrolling import Choice, callback_of, cars_of, choices_of, invitation_link
 from evbatteryd.web.parts import Parts
 
@@ -57,7 +56,7 @@ class _Control:
     # Cars
 
     async def rename(self, request: web.Request) -> web.Response:
-        car = self._car(request)
+        car = car_of(request, self._parts.fleet)
         asked = await _asked(request, "name", "slug")
         name, slug = _optional(asked, "name", str), _optional(asked, "slug", str)
         if name is None and slug is None:
@@ -71,20 +70,13 @@ class _Control:
         return as_json(told | view.consent_json(car))
 
     async def disconnect(self, request: web.Request) -> web.Response:
-        car = self._car(request)
+        car = car_of(request, self._parts.fleet)
         erase = _optional(await _asked(request, "erase"), "erase", bool) or False
         try:
             await self._parts.steward.disconnect(car.id, erase=erase)
         except CannotChange as why:
             raise web.HTTPConflict(text=str(why)) from None
         return as_json({"vehicle": car.slug, "erased": erase})
-
-    def _car(self, request: web.Request) -> Car:
-        """Raises HTTPNotFound."""
-        car = self._parts.fleet.by_slug(request.match_info["slug"])
-        if car is None:
-            raise no_such_car()
-        return car
 
     # Enrolments
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,7 +10,6 @@ from itertools import islice
 from typing import Final
 from urllib.parse import urlsplit
 
-import orjson
 from aiohttp import web
 
 from evbatteryd.domain.cadence import words
@@ -294,17 +292,17 @@ class _Enrolling:
         if isinstance(came, Refusal):
             return self._refused(request, came)
         response = see_other("/enrol/done")
-        told = urlsafe_b64encode(orjson.dumps([came.enrolment.id, came.car])).decode().rstrip("=")
-        self._guard.set_signed_cookie(request, response, ENROLMENT_COOKIE, told, lasts=REMEMBERED)
+        told = [came.enrolment.id, came.car]
+        self._guard.set_signed_document(request, response, ENROLMENT_COOKIE, told, lasts=REMEMBERED)
         return response
 
     @public
     async def done(self, request: web.Request) -> web.Response:
         self._limit(request, self._looking_on)
-        told = self._guard.signed_cookie(request, ENROLMENT_COOKIE)
+        told = self._guard.signed_document(request, ENROLMENT_COOKIE)
         if told is None:
             return see_other("/enrol")
-        number, car = orjson.loads(urlsafe_b64decode(told + "=" * (-len(told) % 4)))
+        number, car = told
         enrolment = await self._enrolments.find(EnrolmentId(number))
         if enrolment is None or enrolment.ending is None or enrolment.ended_at is None:
             return see_other("/enrol")

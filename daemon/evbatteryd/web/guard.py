@@ -11,15 +11,17 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import SplitResult, urlencode, urlsplit
 
+import orjson
 import structlog
 from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Handler
@@ -314,6 +316,24 @@ class Guard:
         value, _, mark = request.cookies.get(name, "").partition(".")
         fits = _same(mark, self._mark(name, value))
         return value if value and fits else None
+
+    def set_signed_document(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        name: str,
+        document: object,
+        *,
+        lasts: timedelta,
+    ) -> None:
+        """``document``: anything that JSON can hold. The browser can read it, and cannot change it."""
+        value = urlsafe_b64encode(orjson.dumps(document)).decode().rstrip("=")
+        self.set_signed_cookie(request, response, name, value, lasts=lasts)
+
+    def signed_document(self, request: web.Request, name: str) -> Any:
+        """The document that we signed, as JSON has it; None if there is none, or not by us."""
+        value = self.signed_cookie(request, name)
+        return None if value is None else orjson.loads(urlsafe_b64decode(value + "=" * (-len(value) % 4)))
 
     def set_cookie(
         self, request: web.Request, response: web.StreamResponse, name: str, value: str, *, lasts: timedelta

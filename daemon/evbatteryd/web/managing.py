@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
-import orjson
 import segno
 import structlog
 from aiohttp import web
@@ -22,7 +20,7 @@ from evbatteryd.domain.ports import CannotChange
 from evbatteryd.domain.vehicle import LONGEST_NAME
 from evbatteryd.enrol.enrolment import LONGEST_INVITATION, CannotEnrol
 from evbatteryd.web import view
-from evbatteryd.web.answers import as_page, no_such_car, whole_number
+from evbatteryd.web.answers import as_page, car_of, whole_number
 from evbatteryd.web.enrolling import (
     PERMISSIONS,
     field_of,
@@ -123,10 +121,10 @@ class _Managing:
         )
 
     async def vehicle(self, request: web.Request) -> web.Response:
-        return self._vehicle(request, self._car(request))
+        return self._vehicle(request, car_of(request, self._fleet))
 
     async def rename(self, request: web.Request) -> web.Response:
-        car, form = self._car(request), await request.post()
+        car, form = car_of(request, self._fleet), await request.post()
         name, slug = field_of(form, "name"), field_of(form, "slug")
         try:
             car = await self._parts.steward.rename(
@@ -139,7 +137,7 @@ class _Managing:
         return see_other(f"/vehicles/{car.slug}?done=renamed")
 
     async def disconnect(self, request: web.Request) -> web.Response:
-        car, form = self._car(request), await request.post()
+        car, form = car_of(request, self._fleet), await request.post()
         erase = field_of(form, "erase") == "yes"
         if field_of(form, "sure") != "yes":
             why = "Nothing was changed: tick the first box to say that you are sure."
@@ -149,13 +147,6 @@ class _Managing:
         except CannotChange as error:
             return self._vehicle(request, car, erase=erase, not_disconnected=str(error), status=409)
         return see_other(f"/vehicles?done={'erased' if erase else 'disconnected'}")
-
-    def _car(self, request: web.Request) -> Car:
-        """Raises HTTPNotFound."""
-        car = self._fleet.by_slug(request.match_info["slug"])
-        if car is None:
-            raise no_such_car()
-        return car
 
     def _vehicle(
         self,
@@ -206,16 +197,16 @@ class _Managing:
         link = invitation_link(request, self._guard.access, token)
         # In a cookie for a while: whoever loads the page anew sees this invitation and makes no other.
         response = see_other("/invitations/made")
-        told = urlsafe_b64encode(orjson.dumps([made.name, made.expires_at, link])).decode().rstrip("=")
-        self._guard.set_signed_cookie(request, response, MADE_COOKIE, told, lasts=MADE_SHOWN)
+        told = [made.name, made.expires_at, link]
+        self._guard.set_signed_document(request, response, MADE_COOKIE, told, lasts=MADE_SHOWN)
         return response
 
     async def made(self, request: web.Request) -> web.Response:
         """The invitation that was made just now, with its link."""
-        told = self._guard.signed_cookie(request, MADE_COOKIE)
+        told = self._guard.signed_document(request, MADE_COOKIE)
         if told is None:
             return see_other("/invitations")
-        name, expires_at, link = orjson.loads(urlsafe_b64decode(told + "=" * (-len(told) % 4)))
+        name, expires_at, link = told
         return self._page(
             request,
             "invited.html",
