@@ -427,7 +427,7 @@ async def test_a_car_that_waits_for_its_turn_is_not_polled_once_a_webhook_answer
         deliveries.add(b"e1", waiting, observation=deliveries.soc(55.0, w.clock.now()))
         await intake.receive(b"e1", "s", None)
         await w.clock.advance(30 * MINUTE)
-        await until(lambda: w.poller.waiting == 0)
+        await until(lambda: w.poller.waiting == 0 and w.poller.in_flight == 0)
         assert [asked for _, asked in w.source.asked] == [car.id for car in cars if car is not waiting]
 
 
@@ -467,3 +467,17 @@ async def test_a_bug_in_one_delivery_is_told_and_stops_no_other(
     assert (await intake.receive(b"e2", "s", None)).status == 200
     assert (await intake.receive(b"e1", "s", None)).status == 200
     assert counted(w, "vehicle_state", "failed") == 1
+
+
+async def test_after_a_day_without_a_webhook_the_car_is_polled_at_its_brand_s_pace(setting) -> None:
+    w, car, deliveries, intake = setting
+    w.source.soc = 50.0
+    deliveries.add(b"e1", car, observation=deliveries.soc(50.0, START))
+    await intake.receive(b"e1", "s", None)
+    after, waits = w.fleet[car.id], []
+    for _ in range(8):
+        after = await w.poll_when_due(after)
+        waits.append(after.schedule.due - w.clock.now())
+    assert waits == [2 * RENAULT.parked] * 6 + [RENAULT.parked] * 2
+    assert after.schedule.pushed_at is None
+    assert w.said("webhooks.silent") == [], "no poll found anything that one should have brought"
