@@ -53,7 +53,11 @@ PROFILE = BrandProfile(
     latency=8 * SECOND,
 )
 GENEROUS = Share(
-    calls_left=1_000_000, renews_at=NOW + timedelta(days=20), application_interval=timedelta(seconds=1)
+    calls_left=1_000_000,
+    calls=1_000_000,
+    began_at=NOW - timedelta(days=10),
+    renews_at=NOW + timedelta(days=20),
+    application_interval=timedelta(seconds=1),
 )
 
 BOOLEANS = frozenset({Signal.CHARGING, Signal.PLUGGED_IN})
@@ -151,8 +155,11 @@ def profiles(draw: st.DrawFn) -> BrandProfile:
 
 @st.composite
 def shares(draw: st.DrawFn) -> Share:
+    calls_left = draw(st.integers(-5, 20_000))
     return Share(
-        calls_left=draw(st.integers(-5, 20_000)),
+        calls_left=calls_left,
+        calls=max(calls_left, 0) + draw(st.integers(0, 20_000)),
+        began_at=NOW - draw(st.timedeltas(timedelta(), timedelta(days=31))),
         renews_at=NOW + draw(st.timedeltas(timedelta(), timedelta(days=31))),
         application_interval=draw(st.timedeltas(timedelta(), timedelta(days=2))),
     )

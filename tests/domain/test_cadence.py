@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -12,20 +12,23 @@ from hypothesis import strategies as st
 
 from evbatteryd.domain.cadence import (
     DAY,
+    LONGEST_ASLEEP,
     LONGEST_BACK_OFF,
+    LONGEST_UNREACHABLE,
     LONGEST_WAIT,
     SILENT_CHARGE,
     Answered,
     Facts,
     Failed,
+    NextPoll,
     Outcome,
     activity,
     asked_to_make_sure,
+    calmed,
     first_poll,
     next_poll,
     resumed,
     subscribed_now,
-    urgency,
     words,
 )
 from evbatteryd.domain.errors import (
@@ -44,7 +47,7 @@ from evbatteryd.domain.errors import (
     Unreadable,
 )
 from evbatteryd.domain.ledger import Share
-from evbatteryd.domain.profile import Activity, BrandProfile, CallLimit
+from evbatteryd.domain.profile import Activity, BrandProfile, CallLimit, Quirk
 from evbatteryd.domain.reading import BatteryState, ChargeState, Signal, merge
 from evbatteryd.domain.vehicle import VehicleId
 
@@ -70,6 +73,8 @@ from .facts import (
 answers = st.frozensets(st.sampled_from(Signal)).map(Answered)
 failures = st.builds(Failed, errors(), st.integers(1, 2000))
 outcomes: st.SearchStrategy[Outcome] = answers | failures
+lasting = st.timedeltas(timedelta(days=-400), timedelta(days=400))
+"""How long ago a trouble began, or how far ahead the policy looks: as far as a clock can be wrong."""
 facts = st.builds(
     Facts,
     profile=profiles(),
@@ -80,6 +85,8 @@ facts = st.builds(
     spread=spreads,
     first=st.booleans(),
     pushed_at=st.none() | st.just(NOW - MINUTE),
+    since=st.none() | lasting.map(lambda span: NOW - span),
+    wanted=st.none() | st.builds(NextPoll, lasting.map(NOW.__add__), st.just("as the policy chose")),
 )
 
 
@@ -159,9 +166,113 @@ def test_430_of_the_account_is_tried_once_a_day() -> None:
     assert wait(failed(PlanRefused, 30)) == DAY
 
 
-def test_409_asleep_waits_the_idle_interval_however_often() -> None:
+def test_409_asleep_waits_the_idle_interval_on_the_first_day_however_often() -> None:
     assert {wait(failed(Asleep, count)) for count in (1, 5, 50)} == {PROFILE.idle}
     assert "asleep" in next_poll(facts_of(failed(Asleep)), NOW).reason
+
+
+def after(kind: type[SourceError], lasted: timedelta, **facts: object) -> NextPoll:
+    """What is decided when a trouble has lasted for so long, and the car was asked often meanwhile."""
+    return next_poll(replace(facts_of(failed(kind, 50)), since=NOW - lasted, **facts), NOW)
+
+
+@pytest.mark.parametrize(
+    ("slept", "pause"),
+    [
+        (HOUR, 6 * HOUR),
+        (DAY, 6 * HOUR),
+        (2 * DAY, 12 * HOUR),
+        (9 * DAY, 54 * HOUR),
+        (28 * DAY, 7 * DAY),
+        (300 * DAY, 7 * DAY),
+        (-DAY, 6 * HOUR),
+    ],
+)
+def test_a_car_that_sleeps_on_is_asked_less_and_less(slept: timedelta, pause: timedelta) -> None:
+    assert after(Asleep, slept).at == NOW + pause
+
+
+def test_the_reason_says_for_how_long_a_car_has_slept_and_what_its_brand_is_known_for() -> None:
+    assert after(Asleep, 9 * DAY).reason == ("asleep for 9 d; asked less and less until it wakes: in 2 d 6 h")
+    deep = replace(PROFILE, quirks=frozenset({Quirk.DEEP_SLEEP}))
+    assert after(Asleep, 9 * DAY, profile=deep).reason == (
+        "asleep for 9 d (Example stops telling after some days without a trip); "
+        "asked less and less until it wakes: in 2 d 6 h"
+    )
+    assert after(Asleep, HOUR, profile=deep).reason == "asleep; Example every 6 h"
+
+
+@pytest.mark.parametrize("kind", [Unreachable, Unreadable, SourceError])
+@pytest.mark.parametrize(
+    ("lasted", "pause"),
+    [
+        (23 * HOUR, 6 * HOUR),
+        (2 * DAY, 6 * HOUR),
+        (4 * DAY, 12 * HOUR),
+        (16 * DAY, 2 * DAY),
+        (300 * DAY, 2 * DAY),
+    ],
+)
+def test_a_car_that_stays_out_of_reach_is_asked_less_and_less(
+    kind: type[SourceError], lasted: timedelta, pause: timedelta
+) -> None:
+    decision = after(kind, lasted)
+    assert decision.at == NOW + pause
+    assert ("asked less and less until it answers" in decision.reason) is (pause > LONGEST_BACK_OFF)
+    if lasted == 4 * DAY:
+        assert f"for 4 d; asked less and less until it answers: in {words(pause)}" in decision.reason
+
+
+@pytest.mark.parametrize("kind", [ApplicationRefused, RateLimited])
+def test_a_trouble_that_is_not_the_cars_silence_calms_nothing(kind: type[SourceError]) -> None:
+    assert after(kind, 300 * DAY).at == NOW + LONGEST_BACK_OFF
+
+
+@given(
+    profiles(),
+    st.sampled_from([Asleep, Unreachable, Unreadable, SourceError]),
+    st.integers(1, 100),
+    spreads,
+    lasting,
+    st.timedeltas(timedelta(), timedelta(days=30)),
+)
+def test_the_longer_a_silence_the_longer_the_wait_up_to_its_cap(
+    profile: BrandProfile,
+    kind: type[SourceError],
+    in_a_row: int,
+    spread: float,
+    lasted: timedelta,
+    more: timedelta,
+) -> None:
+    def pause(lasted: timedelta) -> timedelta:
+        facts = facts_of(failed(kind, in_a_row), profile=replace(profile, limit=None), spread=spread)
+        at = next_poll(replace(facts, since=NOW - lasted), NOW).at
+        assert at is not None
+        return at - NOW
+
+    usual = (
+        max(profile.idle, profile.floor) if kind is Asleep else 1.25 * max(LONGEST_BACK_OFF, profile.floor)
+    )
+    longest = LONGEST_ASLEEP if kind is Asleep else LONGEST_UNREACHABLE
+    assert profile.floor <= pause(lasted) <= pause(lasted + more) <= max(usual, longest)
+
+
+@pytest.mark.parametrize(("kind", "calls"), [(Asleep, 12), (Unreachable, 30)])
+def test_three_months_of_silence_cost_hardly_a_call(kind: type[SourceError], calls: int) -> None:
+    """Of the third month. Told once in an hour it would be 720 of them."""
+    asked, now = list[datetime](), NOW
+    while now < NOW + 90 * DAY:
+        asked.append(now)
+        now = next_poll(replace(facts_of(failed(kind, len(asked))), since=NOW), now).at or now
+    assert sum(at >= NOW + 60 * DAY for at in asked) <= calls
+    assert len(asked) > calls
+
+
+def test_only_a_long_silence_of_the_car_is_calmed() -> None:
+    assert calmed("asleep", NOW - DAY, NOW)
+    assert not calmed("asleep", NOW - DAY + SECOND, NOW)
+    assert not calmed("asleep", NOW + DAY, NOW)
+    assert not calmed("rate_limited", NOW - 30 * DAY, NOW)
 
 
 def test_404_is_asked_again_soon_at_first_and_at_the_idle_interval_in_the_long_run() -> None:
@@ -248,6 +359,41 @@ def test_a_documented_limit_counts_calls_not_polls() -> None:
     assert two.at == NOW + DAY / 10
 
 
+# What the policy chose.
+
+WANTED = NextPoll(NOW + 3 * HOUR, "as the policy chose")
+
+
+def chosen(wanted: NextPoll, **changes: object) -> NextPoll:
+    return next_poll(replace(facts_of(Answered(frozenset())), wanted=wanted, **changes), NOW)
+
+
+def test_what_the_policy_chose_holds() -> None:
+    assert chosen(WANTED) == WANTED
+
+
+@pytest.mark.parametrize("calls_left", [0, 1_000_000])
+def test_no_choice_puts_a_car_off_for_longer_than_a_period(calls_left: int) -> None:
+    far = replace(WANTED, at=NOW + 400 * DAY)
+    share = replace(GENEROUS, calls_left=calls_left)
+    assert chosen(far, share=share) == replace(WANTED, at=NOW + LONGEST_WAIT)
+
+
+@pytest.mark.parametrize(("days", "calls"), [(1, 15), (1, 500), (30, 500)])
+def test_calls_are_kept_for_hints_until_a_thirtieth_of_the_period_is_left(days: int, calls: int) -> None:
+    def with_left(part: float) -> NextPoll:
+        renews = NOW + part * days * DAY
+        share = replace(GENEROUS, calls=calls, began_at=renews - days * DAY, renews_at=renews)
+        assert share.reserve > 0
+        soon = NextPoll(NOW + 10 * MINUTE, "as the policy chose")
+        return chosen(soon, share=replace(share, calls_left=share.reserve))
+
+    early, late = with_left(0.5), with_left(1 / 31)
+    assert early.at == NOW + 0.5 * days * DAY
+    assert "used up, but for hints and commands, until" in early.reason
+    assert late == NextPoll(NOW + 10 * MINUTE, "as the policy chose")
+
+
 # Laws.
 
 
@@ -259,6 +405,10 @@ def test_never_before_the_floor_the_budget_or_the_renewal(facts: Facts) -> None:
     if decision.at is None:
         return
     assert decision.at >= NOW + facts.profile.floor
+    if isinstance(facts.outcome, Answered) and facts.wanted is not None and facts.pushed_at is None:
+        if facts.share.calls_left < facts.calls_per_poll:
+            assert decision.at >= min(facts.share.renews_at, NOW + LONGEST_WAIT)
+        return  # paced by its price
     if facts.profile.limit is not None:
         assert decision.at >= NOW + facts.profile.limit.interval * facts.calls_per_poll
     assert decision.at >= NOW + facts.share.application_interval * facts.calls_per_poll
@@ -444,13 +594,6 @@ def test_a_fleet_that_fell_due_meanwhile_does_not_burst(away: timedelta) -> None
     assert max(began.values()) <= 1.1 * cars / 10
 
 
-def test_urgency_is_lateness_in_the_car_s_own_intervals() -> None:
-    assert urgency(NOW - HOUR, HOUR, NOW) == 1.0
-    assert urgency(NOW - HOUR, 15 * MINUTE, NOW) == 4.0
-    assert urgency(NOW + HOUR, HOUR, NOW) < 0
-    assert urgency(NOW - HOUR, timedelta(), NOW) > urgency(NOW - HOUR, MINUTE, NOW)
-
-
 @pytest.mark.parametrize(
     ("span", "said"),
     [
@@ -498,7 +641,7 @@ def test_where_webhooks_deliver_a_poll_is_only_a_safety_net(doing: Activity) -> 
 @given(facts)
 def test_webhooks_never_bring_a_poll_forward(facts: Facts) -> None:
     pushed = next_poll(replace(facts, pushed_at=NOW), NOW).at
-    polled = next_poll(replace(facts, pushed_at=None, first=False), NOW).at
+    polled = next_poll(replace(facts, pushed_at=None, first=False, wanted=None), NOW).at
     assert (pushed is None) is (polled is None)
     assert pushed is None or polled is None or pushed >= polled
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 
+from evbatteryd.domain.cadence import Answered, Failed, Outcome
 from evbatteryd.domain.errors import (
     ApplicationRateLimited,
     Asleep,
@@ -15,13 +17,13 @@ from evbatteryd.domain.errors import (
     RateLimited,
     SourceError,
 )
-from evbatteryd.domain.fleet import Car, Fleet, Schedule, Trouble
+from evbatteryd.domain.fleet import Car, Fleet, Schedule, Trouble, facts_of
 from evbatteryd.domain.freshness import Freshness
 from evbatteryd.domain.profile import Activity
 from evbatteryd.domain.reading import Signal
 from evbatteryd.domain.vehicle import Consent, Vehicle, VehicleId
 
-from .facts import ERRORS, HOUR, NOW, PROFILE, state, told
+from .facts import ERRORS, GENEROUS, HOUR, NOW, PROFILE, state, told
 
 
 def car(number: int = 1, slug: str = "zoe") -> Car:
@@ -45,6 +47,17 @@ def fleet(*cars: Car) -> Fleet:
     for one in cars:
         made.put(one)
     return made
+
+
+def test_a_decision_knows_since_when_the_trouble_lasts_that_goes_on() -> None:
+    def since(trouble: Trouble | None, outcome: Outcome) -> datetime | None:
+        return facts_of(replace(car(), trouble=trouble), PROFILE, outcome, GENEROUS).since
+
+    asleep = Trouble("asleep", "A", "a", NOW - HOUR)
+    assert since(asleep, Failed(Asleep("A", "a"), 3)) == NOW - HOUR
+    assert since(asleep, Failed(RateLimited("B", "b"), 3)) is None
+    assert since(asleep, Answered(frozenset())) is None
+    assert since(None, Failed(Asleep("A", "a"), 1)) is None
 
 
 def test_cars_are_found_by_what_their_source_calls_them() -> None:

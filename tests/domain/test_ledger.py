@@ -84,9 +84,10 @@ def test_calls_at_the_share_s_pace_last_until_the_period_turns(
     renews_at, now, left = NOW + period, NOW, calls
     while left >= per_poll:
         left -= per_poll
-        pace = Share(calls_left=left, renews_at=renews_at, application_interval=application).interval(
-            per_poll, now
+        share = Share(
+            calls_left=left, calls=calls, began_at=NOW, renews_at=renews_at, application_interval=application
         )
+        pace = share.interval(per_poll, now)
         assert pace >= application * per_poll
         now += pace
         if now >= renews_at:
@@ -98,7 +99,13 @@ def test_calls_at_the_share_s_pace_last_until_the_period_turns(
 @given(st.integers(-3, 500), st.integers(1, 5), st.timedeltas(timedelta(), timedelta(days=31)))
 def test_fewer_calls_never_come_faster(calls: int, per_poll: int, left: timedelta) -> None:
     def pace(calls_left: int) -> timedelta:
-        share = Share(calls_left=calls_left, renews_at=NOW + left, application_interval=timedelta(seconds=30))
+        share = Share(
+            calls_left=calls_left,
+            calls=501,
+            began_at=NOW,
+            renews_at=NOW + left,
+            application_interval=timedelta(seconds=30),
+        )
         return share.interval(per_poll, NOW)
 
     assert pace(calls) >= pace(calls + 1)
@@ -159,3 +166,17 @@ def test_taking_and_giving_back() -> None:
     assert bucket == Bucket(1.0, NOW)
     assert bucket.take(-1.0) == Bucket(2.0, NOW)
     assert Bucket(0.0, NOW).wait(Budget(refill_per_minute=2.0)) == MINUTE / 2
+
+
+@pytest.mark.parametrize(
+    ("calls", "kept"), [(0, 0), (9, 0), (10, 1), (16, 1), (100, 1), (240, 2), (500, 5), (1000, 5)]
+)
+def test_a_few_calls_of_a_period_are_kept_for_hints(calls: int, kept: int) -> None:
+    share = Share(
+        calls_left=calls,
+        calls=calls,
+        began_at=NOW,
+        renews_at=NOW + timedelta(days=1),
+        application_interval=timedelta(seconds=1),
+    )
+    assert share.reserve == kept

@@ -95,6 +95,32 @@ def test_what_could_not_stand_in_for_a_poll_puts_none_off(values: list[Measureme
     assert after.trouble == before.trouble
 
 
+def long_silent(error: SourceError, due: datetime | None = NOW + 2 * DAY) -> Car:
+    return car(soc(60, NOW - 10 * DAY), trouble=error, since=NOW - 9 * DAY, due=due)
+
+
+@pytest.mark.parametrize("error", [Asleep("A", "a"), Unreachable("B", "b")])
+def test_any_sign_of_life_has_a_car_asked_that_was_silent_for_long(error: SourceError) -> None:
+    before = long_silent(error)
+    after = pushed(before, told(Signal.ODOMETER, 100.0, NOW - HOUR))
+    assert after.schedule.due == NOW
+    assert after.trouble == replace(before.trouble, since=NOW - HOUR), "it may have fallen asleep again"
+    assert after.schedule.reason == "a webhook reports a sign of life: asking once to make sure"
+    just_asked = replace(before, schedule=replace(before.schedule, polled_at=NOW - MINUTE))
+    assert pushed(just_asked, told(Signal.ODOMETER, 100.0)).schedule.due == NOW - MINUTE + PROFILE.parked
+    assert pushed(before, soc(60)).schedule.due == NOW + webhook_wait(PROFILE, Activity.PARKED)
+
+
+def test_what_was_measured_before_it_fell_silent_or_never_is_no_sign_of_life() -> None:
+    before = long_silent(Asleep("A", "a"))
+    for values in ([told(Signal.ODOMETER, 100.0, NOW - 10 * DAY)], [told(Signal.ODOMETER, 100.0, None)], []):
+        assert pushed(before, *values).schedule.due == NOW + 2 * DAY
+    waits = long_silent(RateLimited("X", "x"))
+    assert pushed(waits, told(Signal.ODOMETER, 100.0)).schedule.due == NOW + 2 * DAY
+    unconfigured, _ = after_push(before, PROFILE, None, [told(Signal.ODOMETER, 100.0)], NOW)
+    assert unconfigured.schedule.due == NOW + 2 * DAY
+
+
 def test_a_car_of_an_application_that_is_not_configured_is_told_and_not_asked() -> None:
     after, news = after_push(car(due=None), PROFILE, None, [soc(50)], NOW)
     assert news == {Signal.SOC}

@@ -22,18 +22,30 @@ from evbatteryd.domain.errors import (
     RateLimited,
     SourceError,
     Unreachable,
+    Unreadable,
 )
 from evbatteryd.domain.ledger import Share
-from evbatteryd.domain.profile import Activity, BrandProfile
+from evbatteryd.domain.profile import Activity, BrandProfile, Quirk
 from evbatteryd.domain.reading import BatteryState, Measurement, Signal
 
 DAY = timedelta(days=1)
 LONGEST_BACK_OFF = timedelta(hours=6)
+LONGEST_ASLEEP = timedelta(days=7)
+"""The longest wait for a car that sleeps on and on ..."""
+ASLEEP_SHARE = 0.25
+"""... of the time for which it has slept."""
+LONGEST_UNREACHABLE = timedelta(days=2)
+"""The longest wait for a car that cannot be reached ..."""
+UNREACHABLE_SHARE = 0.125
+"""... of the time for which it could not, once that is a day."""
+RESERVE_KEPT = 1 / 30
+"""When so much of the plan's period is left, what was kept for hints may go to anything."""
 LONGEST_WAIT = timedelta(days=31)
 """A plan's period. Whoever is told to wait longer was told wrongly: a header in milliseconds, say."""
 SILENT_CHARGE = DAY
 """A charge of which nothing was heard for so long no longer sets the pace: the car may be anywhere."""
 _AWAY = " (fell due while evbatteryd was away)"
+_CALMED = frozenset(error.outcome for error in (Asleep, Unreachable, Unreadable, SourceError))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,11 @@ class Facts:
     """Whether this is the car's first outcome."""
     pushed_at: datetime | None = None
     """When a webhook last brought data of the car; None while webhooks do not deliver."""
+    since: datetime | None = None
+    """When the car's trouble began, of which the outcome is one more sign; None: just now."""
+    wanted: NextPoll | None = None
+    """What the polling policy chose after an answer; None while it knows no state of charge to go by: then
+    the brand's own pace holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +148,13 @@ def movement(before: BatteryState, after: BatteryState, profile: BrandProfile) -
 def next_poll(facts: Facts, now: datetime) -> NextPoll:
     """When to ask next, and the reason in one sentence.
 
-    Never before the brand's floor, the plan's share, the application's share or what the source told to wait,
-    whatever the outcome: a failure is a call too.
+    Never before the brand's floor, what the source told to wait, or the calls for it are there. What the
+    policy chose is paced by its price; all else keeps to an even share of the plan and of the application's
+    requests, whatever the outcome: a failure is a call too.
     """
     match facts.outcome:
+        case Answered() if facts.wanted is not None and facts.pushed_at is None:
+            return _within_reach(facts.wanted, facts, now)
         case Answered():
             return _within_budget(_after_answer(facts, now), facts, now)
         case Failed(error, in_a_row):
@@ -217,6 +237,26 @@ def _within_budget(wanted: NextPoll, facts: Facts, now: datetime) -> NextPoll:
     return NextPoll(now + pace, f"{wanted.reason}; but {bound} allows one every {words(pace)}")
 
 
+def _within_reach(wanted: NextPoll, facts: Facts, now: datetime) -> NextPoll:
+    """The poll that the policy chose, if the floor is kept and the plan has calls for it."""
+    share = facts.share
+    kept = share.reserve if share.renews_at - now > RESERVE_KEPT * (share.renews_at - share.began_at) else 0
+    if wanted.at is None:
+        return wanted
+    # What was learnt by a clock that went wrong may lead anywhere.
+    pause = max(min(wanted.at - now, LONGEST_WAIT), facts.profile.floor)
+    if share.calls_left - kept < facts.calls_per_poll:
+        renewed = _renewed(facts, now)
+        if now + pause >= renewed:
+            return NextPoll(now + pause, wanted.reason)
+        rest = "" if share.calls_left < facts.calls_per_poll else ", but for hints and commands,"
+        why = f"the plan's calls are used up{rest} until {_day(share.renews_at)}"
+        return NextPoll(renewed, f"{wanted.reason}; but {why}")
+    if facts.first:  # or cars that were enrolled together would be asked together for ever
+        pause = max(pause * (1 - facts.spread / 2), facts.profile.floor)
+    return NextPoll(now + pause, wanted.reason)
+
+
 def _renewed(facts: Facts, now: datetime) -> datetime:
     """When the plan's period has turned: not for every car in the same second."""
     share = facts.share
@@ -261,12 +301,52 @@ def _after_failure(facts: Facts, error: SourceError, in_a_row: int, now: datetim
             pause = max(min(soon, profile.idle), profile.floor)
             return NextPoll(now + pause, f"nothing to have of this car yet: asked again after {words(pause)}")
         case Asleep():
-            pause = max(profile.idle, profile.floor)
-            return NextPoll(now + pause, f"asleep; {profile.name} every {words(pause)}")
+            return _asleep(facts, now)
         case Unreachable() | SourceError():
-            return _back_off(facts, in_a_row, now, f"failed {_times(in_a_row)} ({error.code})")
+            return _unreachable(facts, in_a_row, now, f"failed {_times(in_a_row)} ({error.code})")
         case never:
             assert_never(never)
+
+
+def calmed(outcome: str, since: datetime, now: datetime) -> bool:
+    """Whether a car with that trouble has been silent for so long that the silence sets the pace: then
+    whatever is heard of it may be the first sign that it is there again.
+    """
+    return outcome in _CALMED and now - since >= DAY
+
+
+def longest_calm(since: datetime, now: datetime) -> timedelta:
+    """How long the next poll of a car that could not be reached since then may be put off for that alone."""
+    return max(1.25 * LONGEST_BACK_OFF, min(UNREACHABLE_SHARE * (now - since), LONGEST_UNREACHABLE))
+
+
+def _asleep(facts: Facts, now: datetime) -> NextPoll:
+    """At the idle interval, and the longer it sleeps the less."""
+    profile, slept = facts.profile, _lasted(facts, now)
+    usual = max(profile.idle, profile.floor)
+    pause = max(usual, min(ASLEEP_SHARE * slept, LONGEST_ASLEEP))
+    if pause == usual:
+        return NextPoll(now + pause, f"asleep; {profile.name} every {words(pause)}")
+    deep = f" ({profile.name} stops telling after some days without a trip)"
+    named = deep if Quirk.DEEP_SLEEP in profile.quirks else ""
+    return NextPoll(
+        now + pause,
+        f"asleep for {words(slept)}{named}; asked less and less until it wakes: in {words(pause)}",
+    )
+
+
+def _unreachable(facts: Facts, in_a_row: int, now: datetime, why: str) -> NextPoll:
+    """Exponential at first; when that has lasted for a day, the longer it lasts the less."""
+    backed_off, lasted = _back_off(facts, in_a_row, now, why), _lasted(facts, now)
+    pause = min(UNREACHABLE_SHARE * lasted, LONGEST_UNREACHABLE)
+    if lasted < DAY or backed_off.at is None or now + pause <= backed_off.at:
+        return backed_off
+    calm = f"asked less and less until it answers: in {words(pause)}"
+    return NextPoll(now + pause, f"{why} for {words(lasted)}; {calm}")
+
+
+def _lasted(facts: Facts, now: datetime) -> timedelta:
+    return timedelta() if facts.since is None else max(now - facts.since, timedelta())
 
 
 def _back_off(facts: Facts, in_a_row: int, now: datetime, why: str) -> NextPoll:
@@ -308,11 +388,6 @@ def resumed(due: datetime, reason: str, profile: BrandProfile, spread: float, no
     overdue = now - due
     pause = spread * min(_room(profile), max(overdue, timedelta(seconds=1)))
     return NextPoll(now + pause, reason.removesuffix(_AWAY) + _AWAY)
-
-
-def urgency(due: datetime, interval: timedelta, now: datetime) -> float:
-    """What a scarce call is worth to a waiting car: how late it is, in its own intervals."""
-    return (now - due) / max(interval, timedelta(seconds=1))
 
 
 def words(span: timedelta) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from evbatteryd.domain.cadence import Facts, Outcome
+from evbatteryd.domain.cadence import Facts, Failed, NextPoll, Outcome
 from evbatteryd.domain.enrolment import Enrolment
 from evbatteryd.domain.freshness import Freshness, fresh_until, judge
 from evbatteryd.domain.ledger import Share
+from evbatteryd.domain.policy.outlook import Trend
 from evbatteryd.domain.profile import Activity, BrandProfile
 from evbatteryd.domain.reading import BatteryState
 from evbatteryd.domain.vehicle import Vehicle, VehicleId
@@ -36,6 +37,9 @@ class Schedule:
     """Requests that one poll takes (pages)."""
     pushed_at: datetime | None = None
     """When a webhook last brought data of it; None while webhooks do not deliver: then it is polled."""
+    gain: float = 0.0
+    """What the poll that is due is worth, by the policy: percentage points of error ended, times the seconds
+    that they would have stood. 0: a rule alone decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,10 @@ class Car:
     trouble: Trouble | None = None
     reading_id: str | None = None
     """Of the newest committed reading."""
+    learned: bytes = b""
+    """What the polling policy has learnt of it (``domain/policy/habits.py``); empty: nothing yet."""
+    trend: Trend | None = None
+    """How its state of charge is expected to go on; None: nothing is claimed."""
 
     @property
     def id(self) -> VehicleId:
@@ -92,9 +100,12 @@ class Car:
         return self.trouble is None or self.trouble.outcome not in UNREACHABLE
 
 
-def facts_of(car: Car, profile: BrandProfile, outcome: Outcome, share: Share) -> Facts:
-    """What the decision about this car's next poll rests on, after ``outcome``."""
-    schedule = car.schedule
+def facts_of(
+    car: Car, profile: BrandProfile, outcome: Outcome, share: Share, wanted: NextPoll | None = None
+) -> Facts:
+    """What the decision about this car's next poll rests on, after ``outcome``: the car has its trouble."""
+    schedule, trouble = car.schedule, car.trouble
+    goes_on = isinstance(outcome, Failed) and trouble is not None and trouble.outcome == outcome.label
     return Facts(
         profile=profile,
         outcome=outcome,
@@ -104,6 +115,8 @@ def facts_of(car: Car, profile: BrandProfile, outcome: Outcome, share: Share) ->
         spread=car.vehicle.spread,
         first=not schedule.outcome,
         pushed_at=schedule.pushed_at,
+        since=trouble.since if goes_on and trouble is not None else None,
+        wanted=wanted,
     )
 
 
@@ -151,6 +164,11 @@ class Fleet:
         found = self._ids.get(slug)
         return None if found is None else self._cars[found]
 
+    def by_former_slug(self, slug: str) -> Car | None:
+        """The car that once had this slug."""
+        found = self._former.get(slug)
+        return None if found is None else self._cars[found]
+
     def by_ref(self, application: str, vehicle_ref: str) -> Car | None:
         """The car that this application's source knows by that id."""
         found = self._refs.get((application, vehicle_ref))
@@ -182,7 +200,7 @@ class Fleet:
         return self.profiles[car.vehicle.brand]
 
     def fresh_until(self, car: Car) -> datetime | None:
-        return fresh_until(self.profile(car), car.state, car.schedule.activity)
+        return fresh_until(self.profile(car), car.state, car.schedule.activity, car.trend)
 
     def freshness(self, car: Car, now: datetime) -> Freshness:
         return judge(self.fresh_until(car), reachable=car.reachable, consented=car.consented, now=now)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from evbatteryd.domain.profile import Activity, BrandProfile
+from evbatteryd.domain.policy.outlook import Trend
+from evbatteryd.domain.profile import Activity, BrandProfile, Quirk
 from evbatteryd.domain.reading import BatteryState
 
 GRACE = timedelta(minutes=5)
 """What upload delay and a slow answer may add before a value counts as stale."""
+
+
+AWAY = timedelta(days=2)
+"""A geofenced car that was silent for so long may as well be away as parked."""
 
 
 class Freshness(StrEnum):
@@ -18,13 +23,16 @@ class Freshness(StrEnum):
     OFFLINE = "offline"
 
 
-def fresh_until(profile: BrandProfile, state: BatteryState, activity: Activity) -> datetime | None:
+def fresh_until(
+    profile: BrandProfile, state: BatteryState, activity: Activity, trend: Trend | None = None
+) -> datetime | None:
     """The instant at which the state of charge stops being fresh. None: it is not fresh at all.
 
     An active car owes us a measurement every ``reports``, so there the measurement's own age counts. A
-    parked car owes none; there it counts when we last made sure, and that the car has not been silent for
-    longer than a healthy one is. A car last heard of charging is no parked one, though nobody expects it to
-    go on: its SoC is not what it was.
+    parked car owes none; there it counts when we last made sure, or for how long the policy expects hardly
+    anything to change (at night, say), and that the car has not been silent for longer than a healthy one is.
+    A car last heard of charging is no parked one, though nobody expects it to go on: its SoC is not what it
+    was.
     """
     measured, fetched = state.measured_at, state.fetched_at
     if measured is None or fetched is None:
@@ -32,8 +40,16 @@ def fresh_until(profile: BrandProfile, state: BatteryState, activity: Activity) 
     if activity is Activity.PARKED and state.charging:
         activity = Activity.CHARGING
     if activity is Activity.PARKED:
-        return min(measured + profile.silence, fetched + 2 * profile.interval(Activity.PARKED)) + GRACE
+        confirmed = fetched + 2 * profile.interval(Activity.PARKED)
+        if trend is not None:
+            confirmed = max(confirmed, trend.sure_until)
+        return min(measured + _silence(profile), confirmed) + GRACE
     return measured + 2 * max(profile.reports, profile.interval(activity)) + GRACE
+
+
+def _silence(profile: BrandProfile) -> timedelta:
+    """How long a parked car may send nothing."""
+    return min(profile.silence, AWAY) if Quirk.GEOFENCE in profile.quirks else profile.silence
 
 
 def judge(until: datetime | None, *, reachable: bool, consented: bool, now: datetime) -> Freshness:

@@ -68,10 +68,24 @@ class Share:
 
     calls_left: int
     """Calls of the car in this period (pooled: of the fleet, divided by its cars)."""
+    calls: int
+    """What it has in a whole period (pooled: each car's part of the pool)."""
+    began_at: datetime
+    """When the period began."""
     renews_at: datetime
     """When the period turns."""
     application_interval: timedelta
     """How far apart this car's calls are if all cars of the application share its bucket equally."""
+    cars: int = 1
+    """Cars of the application that are asked."""
+    pool_spent: int | None = None
+    """Calls that all cars have spent in this period of a pooled plan; None: the plan is each car's."""
+
+    @property
+    def reserve(self) -> int:
+        """Calls of a period that are kept for hints and commands: no routine poll takes them."""
+        few = 1 if self.calls >= FEWEST_SHARED else 0
+        return min(max(self.calls // 100, few), MOST_RESERVED)
 
     def interval(self, calls_per_poll: int, now: datetime) -> timedelta:
         """The pace at which the calls left last until the period turns. At most until the period turns."""
@@ -80,6 +94,11 @@ class Share:
         plan = left if polls <= 0 else left / polls
         return max(plan, self.application_interval * max(calls_per_poll, 1))
 
+
+MOST_RESERVED = 5
+"""Calls of a car and period."""
+FEWEST_SHARED = 10
+"""Calls of a period of which one is kept; of fewer none can be spared."""
 
 _ROUNDING = 1e-9
 """Of a token: what adding up fractions may lose."""

@@ -62,7 +62,8 @@ class BrandProfile:
     silence: timedelta
     """How long a healthy parked car may send nothing at all."""
     driving: timedelta
-    """Interval between polls while driving; ``charging``, ``parked`` likewise."""
+    """The brand's pace while driving; ``charging``, ``parked`` likewise: freshness is judged by it, a webhook
+    waited for, and a car asked as long as the policy knows no state of charge to go by."""
     charging: timedelta
     parked: timedelta
     idle: timedelta

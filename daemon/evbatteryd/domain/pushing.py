@@ -11,6 +11,7 @@ from evbatteryd.domain.cadence import (
     Answered,
     activity,
     asked_to_make_sure,
+    calmed,
     movement,
     next_poll,
     trip_known_for,
@@ -54,7 +55,8 @@ def after_push(
     """The car after it was told these, and what of them was news. ``share`` None: it is not asked at all.
 
     Webhooks count as delivering only if they bring the state of charge with the car's time, and not from
-    before what is known: nothing else could stand in for a poll.
+    before what is known: nothing else could stand in for a poll. But whatever was measured of a car that was
+    silent for long shows that it is there again, and has it asked.
     """
     told = tuple(measurements)
     state, news = merge(car.state, told)
@@ -62,7 +64,7 @@ def after_push(
     after = replace(car, state=state, schedule=replace(car.schedule, activity=doing))
     measured_at = _soc_told_at(car.state, told)
     if measured_at is None:
-        return after, news
+        return _woken(after, profile, told, now) if share is not None else after, news
     after = replace(after, schedule=replace(after.schedule, pushed_at=now))
     trouble = car.trouble
     if share is None or (trouble is not None and not _ends(trouble, measured_at)):
@@ -82,6 +84,22 @@ def _soc_told_at(before: BatteryState, told: Iterable[Measurement]) -> datetime 
     newest = max(times, default=None)
     known = before.measured_at
     return newest if newest is None or known is None or newest >= known else None
+
+
+def _woken(car: Car, profile: BrandProfile, told: Iterable[Measurement], now: datetime) -> Car:
+    """Asked soon, if it was asked less and less and this was measured since.
+
+    Whatever troubles it then has begun after that.
+    """
+    trouble = car.trouble
+    if trouble is None or car.schedule.due is None or not calmed(trouble.outcome, trouble.since, now):
+        return car
+    times = [one.measured_at for one in told if one.measured_at is not None]
+    alive_at = max(times, default=trouble.since)
+    if alive_at <= trouble.since:
+        return car
+    car = replace(car, trouble=replace(trouble, since=min(alive_at, now)))
+    return _made_sure(car, profile, "a sign of life", now)
 
 
 def _ends(trouble: Trouble, measured_at: datetime) -> bool:

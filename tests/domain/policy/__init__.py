@@ -1,0 +1,1 @@
+"""Tests of the polling policy: its laws, what it learns, and how it treats brands and cars that are odd."""
