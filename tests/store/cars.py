@@ -21,7 +21,7 @@ from evbatteryd.domain.vehicle import Consent, VehicleId
 
 START = datetime(2026, 11, 1, 8, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
-DUE = Schedule(due=START + 15 * MINUTE, reason="newly enrolled: first reading")
+DUE = Schedule(due=START + 15 * MINUTE, reason="newly enrolled: first reading", gain=7.25)
 
 
 def consent(number: int = 1) -> Consent:
@@ -102,13 +102,14 @@ def request(
     window: datetime = START,
     level: float = 119.0,
     due: datetime | None = None,
+    at: datetime = START + 5 * MINUTE,
 ) -> Reservation:
     return Reservation(
         application=application,
         vehicle_id=vehicle_id,
         window_start=window,
         bucket=Bucket(level, START),
-        at=START + 5 * MINUTE,
+        at=at,
         due=due,
     )
 

@@ -40,7 +40,8 @@ async def hammer(path: Path) -> None:
         for minute in count():
             await store.reserve(request(car.id, due=START + minute * MINUTE))
             say(reserved=car.id, calls=minute + 1)
-            car, reading = await store.record(answer(car, minute, soc=minute % 101, excerpt=str(minute)))
+            wiser = replace(car, learned=f"learnt by {minute}".encode())
+            car, reading = await store.record(answer(wiser, minute, soc=minute % 101, excerpt=str(minute)))
             assert reading is not None
             say(recorded=car.id, seq=reading.seq, reading_id=reading.reading_id, minute=minute)
 

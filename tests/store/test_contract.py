@@ -11,6 +11,7 @@ import pytest
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Schedule, Trouble
 from evbatteryd.domain.ledger import Bucket
+from evbatteryd.domain.policy.outlook import Trend
 from evbatteryd.domain.ports import Polled, Store
 from evbatteryd.domain.profile import Activity
 from evbatteryd.domain.reading import BatteryState, Measurement, Origin, Rejected, Signal
@@ -98,7 +99,9 @@ async def test_nobody_takes_a_slug_that_is_or_was_anothers(store: Store, slug: s
     assert await store.cars() == [car, other, refused[2]]
 
 
-async def test_update_changes_consent_name_schedule_and_trouble_and_nothing_else(opener: Opener) -> None:
+async def test_update_changes_what_is_known_of_a_car_but_for_its_state_and_readings(
+    opener: Opener,
+) -> None:
     async with opener() as store:
         car, reading = await store.record(answer(await enrolled(store), 1))
         changed = replace(
@@ -122,8 +125,10 @@ async def test_update_changes_consent_name_schedule_and_trouble_and_nothing_else
                 failures=3,
                 activity=Activity.CHARGING,
                 pushed_at=START + 2 * MINUTE,
+                gain=1234.5,
             ),
             trouble=Trouble("consent_lost", "VEHICLE_STATE:GONE", "The owner took it back.", START),
+            learned=b"\x01habits\x00",
         )
         await store.update(replace(changed, state=BatteryState(), reading_id="other"))
     async with opener() as store:
@@ -207,6 +212,49 @@ async def test_when_a_webhook_last_delivered_is_kept_with_an_answer_and_goes_wit
     assert polled.schedule.pushed_at is None
 
 
+async def test_what_the_policy_learnt_and_expects_is_kept_with_every_answer(opener: Opener) -> None:
+    async with opener() as store:
+        fresh, other = await enrolled(store, 1), await enrolled(store, 2)
+        assert (fresh.learned, fresh.schedule.gain) == (b"", DUE.gain)
+        for minute, news, learned in ((1, True, bytes(range(256))), (2, False, b"\x02" * 450)):
+            car = replace(fresh, schedule=replace(DUE, gain=float(minute)), learned=learned)
+            kept, _ = await store.record(answer(car, minute, news=news))
+            assert (kept.learned, kept.schedule.gain) == (learned, float(minute))
+            assert await store.cars() == [kept, other]
+    async with opener() as store:
+        assert await store.cars() == [kept, other]
+        forgotten, _ = await store.record(answer(replace(kept, learned=b""), 3))
+        assert await store.cars() == [forgotten, other]
+        assert forgotten.learned == b""
+
+
+async def test_how_a_car_is_expected_to_go_on_is_not_kept(store: Store) -> None:
+    trend = Trend(50.0, START, 11.0, 80.0, START + 60 * MINUTE)
+    kept, _ = await store.record(answer(replace(await enrolled(store), trend=trend), 1))
+    assert kept.trend == trend
+    assert await store.cars() == [replace(kept, trend=None)]
+
+
+async def test_what_was_learnt_across_cars_is_kept_by_application(opener: Opener) -> None:
+    async with opener() as store:
+        await enrolled(store)
+        assert (await store.lore("home"), await store.lore("nobody's")) == (None, None)
+        await store.keep_lore("home", b"first")
+        await store.keep_lore("yet unheard of", b"\x01\x00\xff" * 1000)
+    async with opener() as store:
+        assert await store.lore("home") == b"first"
+        assert await store.lore("yet unheard of") == b"\x01\x00\xff" * 1000
+        await store.keep_lore("home", b"second")
+        # The same application as that of the ledger, whichever was heard of first.
+        await store.reserve(request(None, application="yet unheard of"))
+        assert (await store.account("yet unheard of", START)).overhead == 1
+        assert (await store.account("home", START)).bucket is None
+    async with opener() as store:
+        assert await store.lore("home") == b"second"
+        assert await store.lore("yet unheard of") == b"\x01\x00\xff" * 1000
+        assert await store.lore("nobody's") is None
+
+
 async def test_deliveries_are_noted_once_with_what_they_brought(opener: Opener) -> None:
     async with opener() as store:
         car = await enrolled(store)
@@ -227,8 +275,10 @@ async def test_erasing_takes_all_that_was_heard_of_one_vehicle_and_nothing_else(
     tale = Rejected(Signal.SOC, "255%", "above 100 %", None, START)
     untimed = {Signal.SOC: Measurement(Signal.SOC, 1.0, None, START)}
     async with opener() as store:
-        other, _ = await store.record(answer(await enrolled(store, 2), 1, rejected=(tale,), excerpt="<kept>"))
-        car, _ = await store.record(answer(await enrolled(store, 1), 2, rejected=(tale,), excerpt="<gone>"))
+        one, two = [replace(await enrolled(store, number), learned=b"habits") for number in (1, 2)]
+        other, _ = await store.record(answer(two, 1, rejected=(tale,), excerpt="<kept>"))
+        car, _ = await store.record(answer(one, 2, rejected=(tale,), excerpt="<gone>"))
+        await store.keep_lore("home", b"of all cars")
         await store.record(Polled(car=replace(car, state=BatteryState(untimed)), news=True, at=START))
         car, newest = await store.record(answer(car, 3))
         await store.reserve(request(car.id))
@@ -237,8 +287,9 @@ async def test_erasing_takes_all_that_was_heard_of_one_vehicle_and_nothing_else(
         assert newest is not None
         assert store.head == newest.seq
     async with opener() as store:
-        erased = replace(car, state=BatteryState(), reading_id=None)
-        assert await store.cars() == [other, erased]
+        erased = replace(car, state=BatteryState(), reading_id=None, learned=b"")
+        assert await store.cars() == [erased, other]
+        assert await store.lore("home") == b"of all cars"
         assert await all_readings(store) == [one for one in readings if one.vehicle_id == other.id]
         assert (await store.rejections(car.id), await store.rejections(other.id)) == ([], [tale])
         assert (await store.excerpt(car.id), await store.excerpt(other.id)) == (None, "<kept>")
@@ -247,7 +298,7 @@ async def test_erasing_takes_all_that_was_heard_of_one_vehicle_and_nothing_else(
         again, reading = await store.record(answer(erased, 4))
         assert reading is not None
         assert reading.seq > newest.seq
-        assert await store.cars() == [other, again]
+        assert await store.cars() == [again, other]
 
 
 async def test_erasing_a_vehicle_nobody_knows(store: Store) -> None:
@@ -354,6 +405,22 @@ async def test_a_reservation_moves_the_due_time_so_that_a_crash_makes_no_burst(o
         asked, untouched = await store.cars()
     assert asked.schedule == replace(polled.schedule, due=due, polled_at=START + 5 * MINUTE)
     assert untouched == waiting
+
+
+async def test_a_later_page_of_a_poll_moves_neither_when_it_was_asked_nor_when_it_falls_due(
+    opener: Opener,
+) -> None:
+    due = START + 40 * MINUTE
+    async with opener() as store:
+        car = replace(await enrolled(store), learned=b"habits")
+        car, _ = await store.record(answer(replace(car, schedule=replace(DUE, polled_at=START)), 1))
+        await store.reserve(request(car.id, due=due, at=START + 30 * MINUTE))
+        await store.reserve(request(car.id, at=START + 31 * MINUTE))
+        await store.reserve(request(car.id, at=START + 32 * MINUTE))
+    async with opener() as store:
+        schedule = replace(car.schedule, due=due, polled_at=START + 30 * MINUTE)
+        assert await store.cars() == [replace(car, schedule=schedule)]
+        assert (await store.account("home", START)).spent == {car.id: 3}
 
 
 async def test_the_source_may_correct_the_count(store: Store) -> None:

@@ -13,7 +13,7 @@ import pytest
 from evbatteryd.domain.enrolment import Ending
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.store import open_store
-from tests.store.cars import START, all_readings, enrolled, recorded, request
+from tests.store.cars import MINUTE, START, all_readings, enrolled, recorded, request
 from tests.store.enrolments import digest
 from tests.store.processes import child
 from tests.store.wal import commits
@@ -46,8 +46,11 @@ async def test_what_was_acknowledged_survives_a_kill(path: Path, acknowledgement
     for car in cars:
         own = [reading for reading in readings if reading.vehicle_id == car.id]
         # One transaction each: a request and its due time, an answer in car, journal and excerpt.
-        assert spent.get(car.id, 0) - len(own) in (0, 1)
+        unanswered = spent.get(car.id, 0) - len(own)
+        assert unanswered in (0, 1)
+        assert car.schedule.polled_at == (START + 5 * MINUTE if unanswered else None)
         if own:
+            assert car.learned == f"learnt by {len(own) - 1}".encode()
             assert (car.reading_id, car.state) == (own[-1].reading_id, own[-1].state)
             assert excerpts[car.id] == str(len(own) - 1)
     with closing(sqlite3.connect(path)) as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from importlib import resources
 from pathlib import Path
@@ -28,8 +29,10 @@ from evbatteryd.store import open_store
 from tests.store.cars import START, all_readings, answer, renamed
 from tests.store.enrolments import begun, invited
 
-SCHEMA_1 = (resources.files("evbatteryd.store") / "schema" / "0001_initial.sql").read_text()
-ROWS = """
+SCHEMAS = resources.files("evbatteryd.store") / "schema"
+FIRST = (
+    (SCHEMAS / "0001_initial.sql").read_text()
+    + """
     UPDATE store SET epoch = 'feedbeef';
     INSERT INTO application VALUES (1, 'home', 99.5, 1793520000000), (2, 'away', NULL, NULL);
     INSERT INTO vehicle VALUES
@@ -54,17 +57,42 @@ ROWS = """
     INSERT INTO excerpt VALUES (1, '<html>');
     PRAGMA user_version = 1;
 """
+)
+SECOND = (
+    FIRST
+    + (SCHEMAS / "0002_enrolment.sql").read_text()
+    + """
+    UPDATE vehicle SET renewed_ms = 1793523600000, invited = 'Emma', former_slugs = '["twingo"]',
+        subscription = 'webhook connection-1' WHERE id = 1;
+    UPDATE latest SET pushed_ms = 1793520060000 WHERE vehicle_id = 1;
+    INSERT INTO invitation VALUES (1, x'01', 'Emma', 1, 1793520000000, 1793523600000, 1793520060000, NULL);
+    INSERT INTO enrolment VALUES (1, x'02', NULL, 1, 1, 1793520000000, 1793523600000, 1793520060000,
+        'consented', 'user-1', NULL);
+    INSERT INTO webhook_event VALUES ('delivered', 1793520060000);
+    PRAGMA user_version = 2;
+"""
+)
 MINUTE = timedelta(minutes=1)
 LATER = START + timedelta(hours=1)
 
 
-@pytest.fixture
-def old(path: Path) -> Path:
-    """A database as the first schema's program left it."""
+def left_by(script: str, path: Path) -> Path:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(SCHEMA_1 + ROWS)
+        connection.executescript(script)
     return path
+
+
+@pytest.fixture
+def first(path: Path) -> Path:
+    """A database as the first schema's program left it."""
+    return left_by(FIRST, path)
+
+
+@pytest.fixture
+def second(path: Path) -> Path:
+    """As the second one's left it."""
+    return left_by(SECOND, path)
 
 
 def content(path: Path) -> bytes:
@@ -135,12 +163,12 @@ LEAF = Car(
 )
 
 
-async def test_a_store_of_the_first_schema_keeps_everything(old: Path) -> None:
+async def test_a_store_of_the_first_schema_keeps_everything(first: Path) -> None:
     soc = Measurement(
         Signal.SOC, 60.5, START - timedelta(seconds=10), START - timedelta(seconds=1), Origin.WEBHOOK
     )
     for _ in range(2):
-        async with open_store(old) as store:
+        async with open_store(first) as store:
             assert await store.cars() == [ZOE, LEAF]
             assert await all_readings(store) == [
                 Reading(
@@ -170,23 +198,63 @@ async def test_a_store_of_the_first_schema_keeps_everything(old: Path) -> None:
             assert await store.excerpt(ZOE.id) == "<html>"
 
 
-async def test_it_can_do_what_is_new(old: Path) -> None:
-    async with open_store(old) as store:
+async def test_a_store_of_the_second_schema_keeps_everything(second: Path) -> None:
+    zoe = replace(
+        ZOE,
+        vehicle=replace(
+            ZOE.vehicle,
+            renewed_at=LATER,
+            invited="Emma",
+            former_slugs=("twingo",),
+            subscription="webhook connection-1",
+        ),
+        schedule=replace(ZOE.schedule, pushed_at=START + MINUTE),
+    )
+    for _ in range(2):
+        async with open_store(second) as store:
+            assert await store.cars() == [zoe, LEAF]
+            assert [reading.reading_id for reading in await all_readings(store)] == [
+                "feedbeef-1",
+                "feedbeef-2",
+            ]
+            assert (await store.account("home", START)).spent == {ZOE.id: 7}
+            assert await store.recent_events(START, 10) == ["delivered"]
+            (invitation,) = await store.invitations(10)
+            assert (invitation.name, invitation.used_at) == ("Emma", START + MINUTE)
+            (awaited,) = await store.awaited()
+            assert (awaited.user_ref, awaited.invited) == ("user-1", "Emma")
+
+
+@pytest.mark.parametrize("script", [FIRST, SECOND], ids=["first", "second"])
+async def test_it_can_do_what_is_new(path: Path, script: str) -> None:
+    left_by(script, path)
+    async with open_store(path) as store:
+        assert [(car.learned, car.schedule.gain) for car in await store.cars()] == [(b"", 0.0)] * 2
+        assert await store.lore("home") is None
         await store.update(renamed(ZOE, "emma"))
         with pytest.raises(StoreError, match="was once enrolled as 'zoe'"):
             await store.update(renamed(LEAF, "zoe"))
         await store.record(answer(LEAF, 1, event_id="event"))
         await store.erase(ZOE.id)
         enrolment = await begun(store, invitation=(await invited(store)).id)
-    async with open_store(old) as store:
-        assert await store.recent_events(START, 10) == ["event"]
+        learnt, _ = await store.record(
+            answer(replace(LEAF, schedule=replace(LEAF.schedule, gain=3.5), learned=b"habits"), 1)
+        )
+        await store.keep_lore("home", b"of all cars")
+    async with open_store(path) as store:
+        assert (await store.cars())[1] == learnt
+        assert await store.lore("home") == b"of all cars"
+        assert (await store.recent_events(START, 10))[-1] == "event"
         assert await store.enrolment_by_id(enrolment.id) == enrolment
-        assert [reading.vehicle_id for reading in await all_readings(store)] == [LEAF.id]
+        assert [reading.vehicle_id for reading in await all_readings(store)] == [LEAF.id] * 2
 
 
-async def test_looking_at_it_says_what_to_do_and_changes_nothing(old: Path) -> None:
-    before = content(old)
-    with pytest.raises(StoreError, match=r"older evbatteryd \(schema 1, .* start the daemon once"):
-        async with open_store(old, read_only=True):
+@pytest.mark.parametrize(("script", "schema"), [(FIRST, 1), (SECOND, 2)], ids=["first", "second"])
+async def test_looking_at_it_says_what_to_do_and_changes_nothing(
+    path: Path, script: str, schema: int
+) -> None:
+    before = content(left_by(script, path))
+    with pytest.raises(StoreError, match=rf"older evbatteryd \(schema {schema}, .* start the daemon once"):
+        async with open_store(path, read_only=True):
             pass
-    assert content(old) == before
+    assert content(path) == before

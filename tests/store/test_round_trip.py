@@ -60,7 +60,9 @@ SCHEDULES = st.builds(
     activity=st.sampled_from(Activity),
     calls_per_poll=COUNTS,
     pushed_at=st.none() | INSTANTS,
+    gain=NUMBERS,
 )
+LEARNED = st.binary(max_size=600)
 TROUBLES = st.none() | st.builds(Trouble, TEXTS, TEXTS, TEXTS, INSTANTS)
 CONSENTS = st.builds(
     Consent,
@@ -156,6 +158,7 @@ def test_signals_measured_together_share_their_difference(count: int) -> None:
     instants=st.tuples(INSTANTS, INSTANTS),
     origin=ORIGINS,
     names=st.tuples(TEXTS, TEXTS, TEXTS),
+    learned=LEARNED,
 )
 def test_a_car_comes_back_from_the_file(
     tmp_path_factory: pytest.TempPathFactory,
@@ -167,6 +170,7 @@ def test_a_car_comes_back_from_the_file(
     instants: tuple[datetime, datetime],
     origin: Origin,
     names: tuple[str, str, str],
+    learned: bytes,
 ) -> None:
     async def there_and_back(path: Path) -> None:
         slug, name, brand = names
@@ -177,7 +181,7 @@ def test_a_car_comes_back_from_the_file(
             assert new.vehicle.enrolled_at == whole(instants[0])
             assert new == whole_car(replace(new, schedule=schedules[0]))
             assert await store.cars() == [new]
-            answered = replace(new, state=state, schedule=schedules[1], trouble=trouble)
+            answered = replace(new, state=state, schedule=schedules[1], trouble=trouble, learned=learned)
             kept, reading = await store.record(
                 Polled(car=answered, news=True, at=instants[1], origin=origin, rejected=rejected)
             )
@@ -210,13 +214,14 @@ VEHICLES = st.fixed_dictionaries(
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(VEHICLES, SCHEDULES, TROUBLES, TEXTS)
+@given(VEHICLES, SCHEDULES, TROUBLES, TEXTS, LEARNED)
 def test_a_changed_vehicle_comes_back_from_the_file(
     tmp_path_factory: pytest.TempPathFactory,
     fields: dict[str, Any],
     schedule: Schedule,
     trouble: Trouble | None,
     invited: str,
+    learned: bytes,
 ) -> None:
     async def there_and_back(path: Path) -> None:
         async with open_store(path) as store:
@@ -226,11 +231,27 @@ def test_a_changed_vehicle_comes_back_from_the_file(
             )
             assert await store.cars() == [new]
             vehicle = replace(new.vehicle, **fields)
-            await store.update(replace(new, vehicle=vehicle, schedule=schedule, trouble=trouble))
+            changed = replace(new, vehicle=vehicle, schedule=schedule, trouble=trouble, learned=learned)
+            await store.update(changed)
         whole_vehicle = replace(vehicle, withdrawn_at=maybe_whole(vehicle.withdrawn_at))
         async with open_store(path) as store:
-            changed = replace(new, vehicle=whole_vehicle, schedule=schedule, trouble=trouble)
-            assert await store.cars() == [whole_car(changed)]
+            assert await store.cars() == [whole_car(replace(changed, vehicle=whole_vehicle))]
+
+    asyncio.run(there_and_back(tmp_path_factory.mktemp("round_trip") / "evbatteryd.db"))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(TEXTS, st.lists(st.binary(max_size=5000), min_size=1, max_size=3), max_size=4))
+def test_what_was_learnt_across_cars_comes_back_from_the_file(
+    tmp_path_factory: pytest.TempPathFactory, lore: dict[str, list[bytes]]
+) -> None:
+    async def there_and_back(path: Path) -> None:
+        async with open_store(path) as store:
+            for application, versions in lore.items():
+                for version in versions:
+                    await store.keep_lore(application, version)
+        async with open_store(path) as store:
+            assert {of: await store.lore(of) for of in lore} == {of: last for of, (*_, last) in lore.items()}
 
     asyncio.run(there_and_back(tmp_path_factory.mktemp("round_trip") / "evbatteryd.db"))
 

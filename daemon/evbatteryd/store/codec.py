@@ -49,7 +49,7 @@ _SIGNALS: Final[tuple[tuple[Signal, Callable[[Any], Value]], ...]] = (
 
 STATE_WIDTH: Final = 3 + len(_SIGNALS) + 1
 """``fetched_ms, origin, measured_ms``, the signals, ``times``."""
-SCHEDULE_WIDTH: Final = 9
+SCHEDULE_WIDTH: Final = 10
 TROUBLE_WIDTH: Final = 4
 CONSENT_WIDTH: Final = 8
 
@@ -232,11 +232,12 @@ def encode_schedule(schedule: Schedule) -> Row:
         schedule.activity.value,
         schedule.calls_per_poll,
         maybe_to_ms(schedule.pushed_at),
+        schedule.gain,
     )
 
 
 def decode_schedule(row: Row) -> Schedule:
-    due, reason, polled, answered, outcome, failures, activity, calls, pushed = row
+    due, reason, polled, answered, outcome, failures, activity, calls, pushed, gain = row
     return Schedule(
         due=maybe_from_ms(due),
         reason=reason,
@@ -247,6 +248,7 @@ def decode_schedule(row: Row) -> Schedule:
         activity=Activity(activity),
         calls_per_poll=calls,
         pushed_at=maybe_from_ms(pushed),
+        gain=gain,
     )
 
 
@@ -259,6 +261,15 @@ def encode_trouble(trouble: Trouble | None) -> Row:
 def decode_trouble(row: Row) -> Trouble | None:
     outcome, code, detail, since = row
     return None if outcome is None else Trouble(outcome, code, detail, from_ms(since))
+
+
+def encode_learned(learned: bytes) -> bytes | None:
+    """What the policy has learnt of a vehicle; nothing yet takes no room."""
+    return learned or None
+
+
+def decode_learned(column: bytes | None) -> bytes:
+    return column or b""
 
 
 def encode_consent(consent: Consent) -> Row:

@@ -1,7 +1,8 @@
 """The store in one SQLite file: the journal of readings, what is known of each vehicle, the ledger of calls.
 
 Instants are kept in whole milliseconds, rounded down; what :meth:`SqliteStore.record` and
-:meth:`SqliteStore.enrol` return is already what a later start will load.
+:meth:`SqliteStore.enrol` return is already what a later start will load. But for a car's trend: that is
+worked out anew from the rest.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class SqliteStore(Enrolments):
         return Car(vehicle=vehicle, schedule=codec.decode_schedule(schedule_row))
 
     async def update(self, car: Car) -> None:
-        """Slug, name, consent, schedule and trouble as in ``car``; its state and readings stay.
+        """Slug, name, consent, schedule, trouble and what was learnt as in ``car``; state and readings stay.
 
         Raises StoreError if the slug is, or once was, that of another vehicle.
         """
@@ -161,7 +162,8 @@ class SqliteStore(Enrolments):
             vehicle.subscription,
         )
         consent_row = codec.encode_consent(vehicle.consent)
-        latest_row = (*codec.encode_schedule(car.schedule), *codec.encode_trouble(car.trouble))
+        schedule_row, trouble_row = codec.encode_schedule(car.schedule), codec.encode_trouble(car.trouble)
+        latest_row = (*schedule_row, *trouble_row, codec.encode_learned(car.learned), vehicle.id)
 
         def operation(db: sqlite3.Connection) -> None:
             application_id = database.application_key(db, vehicle.consent.application)
@@ -170,7 +172,7 @@ class SqliteStore(Enrolments):
                 changed = db.execute(sql.UPDATE_VEHICLE, row).rowcount
             if changed:
                 _refuse_former(db, vehicle.slug, vehicle.id)
-            if db.execute(sql.UPDATE_LATEST, (*latest_row, vehicle.id)).rowcount == 0:
+            if db.execute(sql.UPDATE_LATEST, latest_row).rowcount == 0:
                 raise _unknown(vehicle.id)
 
         await self._threads.write(operation)
@@ -181,11 +183,12 @@ class SqliteStore(Enrolments):
         at_ms = codec.to_ms(polled.at)
         state_row = codec.encode_state(car.state, at_ms, polled.origin)
         schedule_row, trouble_row = codec.encode_schedule(car.schedule), codec.encode_trouble(car.trouble)
+        learned = codec.encode_learned(car.learned)
         rejected_rows = [(vehicle_id, *codec.encode_rejected(rejected)) for rejected in polled.rejected]
 
         def operation(db: sqlite3.Connection) -> tuple[int | None, int | None]:
             seq = db.execute(sql.JOURNAL, (vehicle_id, *state_row)).lastrowid if polled.news else None
-            latest_row = (*state_row, *schedule_row, *trouble_row, seq, vehicle_id)
+            latest_row = (*state_row, *schedule_row, *trouble_row, learned, seq, vehicle_id)
             if not (newest := db.execute(sql.RECORD, latest_row).fetchall()):
                 raise _unknown(vehicle_id)
             if rejected_rows:
@@ -222,6 +225,19 @@ class SqliteStore(Enrolments):
                 return
             if db.execute(sql.FALL_DUE, (due_ms, at_ms, vehicle_id)).rowcount == 0:
                 raise _unknown(vehicle_id)
+
+        await self._threads.write(operation)
+
+    async def lore(self, application: str) -> bytes | None:
+        """What the polling policy has learnt across this application's cars; None: nothing yet."""
+        found: bytes | None = await self._threads.value(sql.LORE, (application,))
+        return found
+
+    async def keep_lore(self, application: str, lore: bytes) -> None:
+        """Keep it in place of what was kept before."""
+
+        def operation(db: sqlite3.Connection) -> None:
+            db.execute(sql.KEEP_LORE, (database.application_key(db, application), lore))
 
         await self._threads.write(operation)
 
@@ -310,11 +326,12 @@ class SqliteStore(Enrolments):
         )
 
     async def erase(self, vehicle_id: VehicleId) -> bool:
-        """Delete every reading and rejected value of a vehicle, and its state. What it has spent stays.
+        """Delete every reading and rejected value of a vehicle, its state, and what was learnt of it.
 
-        Goes through the journal in slices as :meth:`prune` does; if it is cut short, a second call does the
-        rest. Returns whether zeros stand in their place in every file: another program that reads the
-        database (a backup, a shell) keeps them in the log until it has ended, and a later call cleans up.
+        What it has spent stays. Goes through the journal in slices as :meth:`prune` does; if it is cut
+        short, a second call does the rest. Returns whether zeros stand in their place in every file: another
+        program that reads the database (a backup, a shell) keeps them in the log until it has ended, and a
+        later call cleans up.
         """
         first = await self._threads.value(sql.FIRST, ())
         start = self.head + 1 if first is None else first
@@ -409,6 +426,7 @@ class SqliteStore(Enrolments):
             state=codec.decode_state(tuple(islice(columns, codec.STATE_WIDTH))),
             schedule=codec.decode_schedule(tuple(islice(columns, codec.SCHEDULE_WIDTH))),
             trouble=codec.decode_trouble(tuple(islice(columns, codec.TROUBLE_WIDTH))),
+            learned=codec.decode_learned(next(columns)),
         )
 
 

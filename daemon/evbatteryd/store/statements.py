@@ -17,7 +17,7 @@ CARS: Final = """
         fetched_ms, origin, measured_ms, soc, range_km, capacity_kwh, charge_state, charging, plugged_in,
         charge_limit, charge_power_kw, time_to_full_s, odometer_km, times,
         due_ms, reason, polled_ms, answered_ms, outcome, failures, activity, calls_per_poll, pushed_ms,
-        trouble_outcome, trouble_code, trouble_detail, trouble_since_ms
+        gain, trouble_outcome, trouble_code, trouble_detail, trouble_since_ms, learned
     FROM vehicle JOIN application ON application.id = application_id JOIN latest ON vehicle_id = vehicle.id
     ORDER BY vehicle.id"""
 
@@ -37,8 +37,9 @@ FORMERLY: Final = """
 
 FIRST_SCHEDULE: Final = """
     INSERT INTO latest (vehicle_id,
-        due_ms, reason, polled_ms, answered_ms, outcome, failures, activity, calls_per_poll, pushed_ms)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+        due_ms, reason, polled_ms, answered_ms, outcome, failures, activity, calls_per_poll, pushed_ms,
+        gain)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 UPDATE_VEHICLE: Final = """
     UPDATE vehicle SET (slug, name, withdrawn_ms, renewed_ms, invited, former_slugs, subscription,
@@ -51,8 +52,8 @@ UPDATE_VEHICLE: Final = """
 
 UPDATE_LATEST: Final = """
     UPDATE latest SET due_ms = ?, reason = ?, polled_ms = ?, answered_ms = ?, outcome = ?, failures = ?,
-        activity = ?, calls_per_poll = ?, pushed_ms = ?,
-        trouble_outcome = ?, trouble_code = ?, trouble_detail = ?, trouble_since_ms = ?
+        activity = ?, calls_per_poll = ?, pushed_ms = ?, gain = ?,
+        trouble_outcome = ?, trouble_code = ?, trouble_detail = ?, trouble_since_ms = ?, learned = ?
     WHERE vehicle_id = ?"""
 
 JOURNAL: Final = """
@@ -66,8 +67,8 @@ RECORD: Final = """
         soc = ?, range_km = ?, capacity_kwh = ?, charge_state = ?, charging = ?, plugged_in = ?,
         charge_limit = ?, charge_power_kw = ?, time_to_full_s = ?, odometer_km = ?, times = ?,
         due_ms = ?, reason = ?, polled_ms = ?, answered_ms = ?, outcome = ?, failures = ?,
-        activity = ?, calls_per_poll = ?, pushed_ms = ?,
-        trouble_outcome = ?, trouble_code = ?, trouble_detail = ?, trouble_since_ms = ?,
+        activity = ?, calls_per_poll = ?, pushed_ms = ?, gain = ?,
+        trouble_outcome = ?, trouble_code = ?, trouble_detail = ?, trouble_since_ms = ?, learned = ?,
         reading_seq = coalesce(?, reading_seq)
     WHERE vehicle_id = ? RETURNING reading_seq"""
 
@@ -98,6 +99,13 @@ SPEND: Final = """
     ON CONFLICT DO UPDATE SET calls = calls + 1"""
 
 FALL_DUE: Final = "UPDATE latest SET due_ms = ?, polled_ms = ? WHERE vehicle_id = ?"
+
+LORE: Final = """
+    SELECT lore FROM lore JOIN application ON application.id = application_id WHERE name = ?"""
+
+KEEP_LORE: Final = """
+    INSERT INTO lore (application_id, lore) VALUES (?, ?)
+    ON CONFLICT (application_id) DO UPDATE SET lore = excluded.lore"""
 
 CORRECT: Final = """
     INSERT INTO ledger (application_id, window_ms, vehicle_id, calls) VALUES (?, ?, ?, ?)
@@ -152,7 +160,7 @@ ERASE_STATE: Final = """
     UPDATE latest SET reading_seq = NULL, fetched_ms = NULL, origin = NULL, measured_ms = NULL,
         soc = NULL, range_km = NULL, capacity_kwh = NULL, charge_state = NULL, charging = NULL,
         plugged_in = NULL, charge_limit = NULL, charge_power_kw = NULL, time_to_full_s = NULL,
-        odometer_km = NULL, times = NULL
+        odometer_km = NULL, times = NULL, learned = NULL
     WHERE vehicle_id = ?"""
 
 EMPTY_LOG: Final = "PRAGMA wal_checkpoint(TRUNCATE)"
