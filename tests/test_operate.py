@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -20,16 +21,19 @@ from evbatteryd import operate
 from evbatteryd.clock import WallClock
 from evbatteryd.domain.enrolment import Enrolment
 from evbatteryd.domain.fleet import Car, Fleet, Trouble
+from evbatteryd.domain.forecast import Standing
 from evbatteryd.domain.freshness import Freshness
-from evbatteryd.domain.ports import Clock
+from evbatteryd.domain.ports import Clock, Ledger
 from evbatteryd.enrol.consent import ConnectOptions
 from evbatteryd.enrol.enrolment import Enrolments
+from evbatteryd.flow.forecaster import Forecaster
 from evbatteryd.operate import NoSuchThing, NotDone, Operator, listeners, open_operator
 from evbatteryd.sinks.prometheus import Exposition, Metrics
 from evbatteryd.web.app import Health, make_app, serving
 from evbatteryd.web.guard import Access
-from tests.fakes import START
+from tests.fakes import START, VirtualClock
 from tests.web import builders
+from tests.web.test_planning import Book
 
 KEY = "k" * 43
 USER = "8d1f4a0e-64a1-4f0c-8a2c-0f3f6b3a9c11"
@@ -80,6 +84,8 @@ async def running(
     clock: Clock | None = None,
     applications: tuple[ConnectOptions, ...] = (HOME,),
     public_url: str | None = None,
+    ledgers: Mapping[str, Ledger] = MappingProxyType({}),
+    price: float = 0.0,
 ) -> AsyncIterator[Daemon]:
     clock, fleet, store = clock or WallClock(), builders.fleet(*cars), builders.MemoryEnrolments()
     welcomed: list[Enrolment] = []
@@ -101,6 +107,10 @@ async def running(
         ),
         steward=steward,
         webhook=builders.RememberingReceiver(),
+        hints=builders.RememberingHints(),
+        estimate=builders.estimate,
+        why_waiting=lambda _: None,
+        forecasts=Forecaster(fleet, ledgers, clock, Metrics(), price_of=lambda _: price),
     )
 
     async def overhear(request: web.Request, _: web.StreamResponse) -> None:
@@ -145,6 +155,14 @@ async def test_cars_are_told_with_who_consented_to_what(operator: Operator) -> N
     assert {car.slug for car in await operator.vehicles(withdrawn=True)} == {"zoe", "leaf", "gone"}
     gone = await operator.vehicle("gone")
     assert gone.withdrawn_at == START
+
+
+async def test_what_time_it_is_for_the_daemon() -> None:
+    clock = VirtualClock()
+    async with running(builders.car(), clock=clock) as daemon, daemon.operator() as operator:
+        assert await operator.now() == START
+        await clock.advance(timedelta(days=400))
+        assert await operator.now() == START + timedelta(days=400)
 
 
 @pytest.mark.parametrize("count", [0, 500, 1001])
@@ -207,6 +225,31 @@ async def test_an_invitation(operator: Operator, daemon: Daemon) -> None:
     assert week.expires_at - made.expires_at > timedelta(days=4)
     with pytest.raises(NotDone, match="1 to 80 characters"):
         await operator.invite(" ")
+
+
+async def test_what_the_plan_buys() -> None:
+    books = {"home": Book(calls={1: 30}), "away": Book()}
+    cars = (builders.car(1, slug="zoe"), builders.car(2, slug="leaf", application="away"))
+    async with (
+        running(*cars, clock=VirtualClock(), ledgers=books, price=9e5) as daemon,
+        daemon.operator() as operator,
+    ):
+        told = await operator.plan()
+        assert [one.application for one in told.applications] == ["away", "home"]
+        assert (told.now, told.vehicles) == (START, None)
+        away, home = told.applications
+        assert (home.spent, home.left, home.limited_by, home.standings[Standing.POLLED]) == (
+            30,
+            470,
+            "plan",
+            1,
+        )
+        assert (away.spent, away.other_calls_per_vehicle) == (0, 1000)
+        told = await operator.plan(application="home", calls=200, vehicles=True)
+        assert [one.other_calls_per_vehicle for one in told.applications] == [200]
+        assert [(one.slug, one.spent, one.standing) for one in told.vehicles] == [("zoe", 30, "polled")]
+        with pytest.raises(NoSuchThing, match=r"no application 'office'. Known here: away, home\.$"):
+            await operator.plan(application="office")
 
 
 async def test_what_keeps_owners_from_consenting_is_said() -> None:

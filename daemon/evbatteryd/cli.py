@@ -21,6 +21,7 @@ from evbatteryd.commands import (
     enrol,
     fail,
     load,
+    plan,
     rename,
     tell,
     vehicles,
@@ -179,7 +180,7 @@ def check(config: Path, as_json: bool) -> None:
     raise SystemExit(0 if settings is not None else 1)
 
 
-for verb in (enrol, vehicles, rename, disconnect, why, simulate):
+for verb in (enrol, vehicles, rename, disconnect, why, plan, simulate):
     main.add_command(verb)
 
 

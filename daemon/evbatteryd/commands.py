@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Any, Final, Generic, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -22,6 +22,7 @@ from evbatteryd import localkey
 from evbatteryd.clock import WallClock
 from evbatteryd.domain.cadence import words
 from evbatteryd.domain.enrolment import INVITATION_LASTS
+from evbatteryd.domain.forecast import Binding, Standing
 from evbatteryd.domain.freshness import Freshness
 from evbatteryd.domain.ports import Clock
 from evbatteryd.enrol.enrolment import LONGEST_INVITATION
@@ -32,6 +33,9 @@ from evbatteryd.operate import (
     NotDone,
     Operator,
     ToldEnrolment,
+    ToldForecast,
+    ToldPlan,
+    ToldShare,
     ToldVehicle,
     open_operator,
 )
@@ -49,6 +53,7 @@ _LONGEST_LINE: Final = 65536
 """Bytes. What is longer is no address."""
 
 T = TypeVar("T")
+Row = TypeVar("Row")
 
 config_option = click.option(
     "--config",
@@ -364,26 +369,32 @@ class TypedLines:
 def vehicles(config: Path, everything: bool, as_json: bool) -> None:
     """List the cars: who consented to what, since when, their charge, and their troubles."""
     settings, _ = load(config, without_credentials=True)
-    found = _operating(settings, lambda operator: operator.vehicles(withdrawn=everything))
+
+    async def asking(operator: Operator) -> tuple[list[ToldVehicle], datetime]:
+        return await operator.vehicles(withdrawn=everything), await operator.now()
+
+    found, now = _operating(settings, asking)
     if as_json:
         told = [vehicle.model_dump(mode="json") for vehicle in found]
         click.echo(json.dumps({"vehicles": told}, indent=2, ensure_ascii=False))
     elif found:
-        _tell_table(sorted(found, key=lambda vehicle: vehicle.slug), WallClock().now())
+        _tell_table(COLUMNS, sorted(found, key=lambda vehicle: vehicle.slug), now)
     else:
         click.echo("There are no vehicles yet. `evbatteryd enrol` connects one.", err=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """One column of the table."""
+class Column(Generic[Row]):
+    """One column of a table."""
 
     title: str
-    show: Callable[[ToldVehicle, datetime], str]
+    show: Callable[[Row, datetime], str]
     rank: int
     """Where there is no room for all columns, those of the lowest ranks are shown."""
     most: int = 32
     """Characters that a terminal gives it."""
+    below: bool = False
+    """Where there is no room for it, it goes on lines of its own, below its row."""
 
 
 def _plight(vehicle: ToldVehicle, now: datetime) -> str:
@@ -397,7 +408,7 @@ def _short(permissions: Iterable[str]) -> str:
     return ", ".join(permission.removeprefix("read_") for permission in permissions)
 
 
-COLUMNS: Final = (
+COLUMNS: Final[Sequence[Column[ToldVehicle]]] = (
     Column("vehicle", lambda vehicle, _: vehicle.slug, 0),
     Column("name", lambda vehicle, _: _clean(vehicle.name), 6, 24),
     Column("SoC", lambda vehicle, _: _percent(vehicle.soc), 1),
@@ -417,11 +428,11 @@ _STYLES: Final = {
 }
 
 
-def _tell_table(found: Sequence[ToldVehicle], now: datetime) -> None:
+def _tell_table(columns: Sequence[Column[Row]], rows: Sequence[Row], now: datetime) -> None:
     """Every column where lines may be of any length; in a terminal, those that fit."""
     from rich.cells import cell_len  # noqa: PLC0415 - the other verbs start faster without it
 
-    cells = {column: [column.title, *(column.show(vehicle, now) for vehicle in found)] for column in COLUMNS}
+    cells = {column: [column.title, *(column.show(row, now) for row in rows)] for column in columns}
     widths = {column: max(map(cell_len, shown)) for column, shown in cells.items() if any(shown[1:])}
     if sys.stdout.isatty():
         _tell_in_terminal(cells, {column: min(width, column.most) for column, width in widths.items()})
@@ -433,8 +444,10 @@ def _tell_table(found: Sequence[ToldVehicle], now: datetime) -> None:
         click.echo((" " * GAP).join(padded).rstrip())
 
 
-def _tell_in_terminal(cells: dict[Column, list[str]], widths: dict[Column, int]) -> None:
+def _tell_in_terminal(cells: dict[Column[Row], list[str]], widths: dict[Column[Row], int]) -> None:
     from rich.console import Console  # noqa: PLC0415
+    from rich.padding import Padding  # noqa: PLC0415
+    from rich.segment import Segment, Segments  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -451,12 +464,21 @@ def _tell_in_terminal(cells: dict[Column, list[str]], widths: dict[Column, int])
                 for text, column in zip(row, columns, strict=True)
             )
         )
-    console.print(table)
+    below = [cells[column][1:] for column in widths if column.below and column not in columns]
+    if not below:
+        console.print(table)
+        return
+    head, *lines = console.render_lines(table, pad=False)
+    console.print(Segments([*head, Segment.line()]))
+    for line, texts in zip(lines, zip(*below, strict=True), strict=True):
+        console.print(Segments([*line, Segment.line()]))
+        for text in filter(None, texts):
+            console.print(Padding(Text(text, style="dim"), (0, 0, 0, GAP), expand=False))
 
 
-def fitting(widths: dict[Column, int], room: int) -> list[Column]:
+def fitting(widths: dict[Column[Row], int], room: int) -> list[Column[Row]]:
     """The columns to show in so many characters, in their order; the first by rank always."""
-    chosen: set[Column] = set()
+    chosen: set[Column[Row]] = set()
     for column in sorted(widths, key=lambda column: column.rank):
         if not chosen or widths[column] <= room:
             chosen.add(column)
@@ -519,8 +541,12 @@ def disconnect(config: Path, vehicle: str, erase: bool, yes: bool) -> None:
 def why(config: Path, vehicle: str) -> None:
     """Say how a car stands, what came of asking it, and when it is asked next and for what reason."""
     settings, _ = load(config, without_credentials=True)
-    told = _operating(settings, lambda operator: _of_known(operator, vehicle, operator.vehicle))
-    for title, text in _reasons(told, WallClock().now()):
+
+    async def asking(operator: Operator) -> tuple[ToldVehicle, datetime]:
+        return await _of_known(operator, vehicle, operator.vehicle), await operator.now()
+
+    told, now = _operating(settings, asking)
+    for title, text in _reasons(told, now):
         click.echo(f"{title:<11}{text}")
 
 
@@ -585,11 +611,142 @@ def _outcome(vehicle: ToldVehicle) -> str:
             return f"failed ({label.replace('_', ' ')})"
 
 
+# --- plan ---------------------------------------------------------------------------------------------
+
+
+@click.command()
+@config_option
+@click.option("--application", metavar="NAME", help="That [smartcar.NAME] table alone.")
+@click.option(
+    "--calls",
+    type=click.IntRange(1, 999_999_999),
+    metavar="N",
+    help="The plan to compare with, in calls per vehicle; twice the calls unless given.",
+)
+@click.option("--vehicles", "of_each", is_flag=True, help="And what each car gets of it.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def plan(config: Path, application: str | None, calls: int | None, of_each: bool, as_json: bool) -> None:
+    """Say what the plan buys until its period ends, and what a larger one would."""
+    settings, _ = load(config, without_credentials=True)
+    told = _operating(
+        settings, lambda operator: operator.plan(application=application, calls=calls, vehicles=of_each)
+    )
+    if as_json:
+        click.echo(json.dumps(told.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    else:
+        _tell_plan(told)
+
+
+def _tell_plan(told: ToldPlan) -> None:
+    for forecast in told.applications:
+        text = f"{forecast.application}: {' '.join(_prospects(forecast, told.now))}"
+        click.echo(click.wrap_text(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text)
+        click.echo()
+    _tell_table(FORECAST_COLUMNS, told.applications, told.now)
+    if told.vehicles:
+        click.echo()
+        _tell_table(SHARE_COLUMNS, sorted(told.vehicles, key=lambda share: share.slug), told.now)
+
+
+def _prospects(forecast: ToldForecast, now: datetime) -> Iterable[str]:
+    """What is ahead, in sentences."""
+    pooled = ", pooled" if forecast.pooled else ""
+    yield (
+        f"{forecast.calls_per_vehicle} calls per vehicle and {forecast.period}{pooled}, until "
+        f"{_local(forecast.renews_at)} (in {words(forecast.renews_at - now)})."
+    )
+    if not forecast.vehicles:
+        yield "No car is asked."
+        return
+    yield (
+        f"{forecast.spent} of {forecast.calls} are spent; at this pace it will be {forecast.expected} "
+        f"({_number(forecast.pace_per_day)} a day; what is left would do for "
+        f"{_number(forecast.even_per_day)})."
+    )
+    if forecast.interval_s is not None:
+        yield f"Each car that is polled can expect a poll every {_span(forecast.interval_s)}."
+    yield _running_out(forecast)
+    yield from _frugal(forecast)
+    yield forecast.advice
+
+
+def _running_out(forecast: ToldForecast) -> str:
+    if forecast.first_out is None:
+        used_up = forecast.standings.get(Standing.SPENT, 0)
+        who = "1 car has used up its" if used_up == 1 else f"{used_up} cars have used up their"
+        return f"{who} calls." if used_up else "The calls last."
+    who = "1 car runs" if forecast.run_out == 1 else f"{forecast.run_out} cars run"
+    return f"At this pace {who} out of calls before then, the first on {_local(forecast.first_out)}."
+
+
+def _frugal(forecast: ToldForecast) -> Iterable[str]:
+    """The cars that hardly need the plan."""
+    for standing, one, more in (
+        (Standing.PUSHED, "is fed by webhooks", "are fed by webhooks"),
+        (Standing.SILENT, "has been silent for long", "have been silent for long"),
+    ):
+        if count := forecast.standings.get(standing, 0):
+            who = f"1 car {one}: it needs" if count == 1 else f"{count} cars {more}: they need"
+            yield f"{who} few calls."
+
+
+FORECAST_COLUMNS: Final[Sequence[Column[ToldForecast]]] = (
+    Column("application", lambda told, _: told.application, 0, 20),
+    Column("cars", lambda told, _: str(told.vehicles), 9),
+    Column("calls", lambda told, _: str(told.calls), 8),
+    Column("spent", lambda told, _: str(told.spent), 3),
+    Column("left", lambda told, _: str(told.left), 6),
+    Column("expected", lambda told, _: str(told.expected), 4),
+    Column("a day", lambda told, _: _number(told.pace_per_day), 10),
+    Column("even", lambda told, _: _number(told.even_per_day), 11),
+    Column("every", lambda told, _: _span(told.interval_s), 5),
+    Column("run out", lambda told, _: str(told.run_out), 7),
+    Column("limited by", lambda told, _: _limit(told.limited_by), 1),
+    Column("pp*s/call", lambda told, _: _number(told.price), 12),
+    Column("more buys", lambda told, _: _points(told.gain), 2),
+)
+SHARE_COLUMNS: Final[Sequence[Column[ToldShare]]] = (
+    Column("vehicle", lambda told, _: told.slug, 0, 24),
+    Column("spent", lambda told, _: str(told.spent), 1),
+    Column("left", lambda told, _: f"{told.left:.0f}", 2),
+    Column("a day", lambda told, _: _number(told.calls_per_day), 7),
+    Column("every", lambda told, _: _span(told.interval_s), 3),
+    Column("state", lambda told, _: told.standing.value.replace("_", " "), 6),
+    Column("next poll", lambda told, now: _soon(told.next_poll, now), 5),
+    Column("pp*s/call", lambda told, _: _number(told.price), 4),
+    Column("why", lambda told, _: _clean(told.reason), 8, 60, below=True),
+)
+
+
 # --- words --------------------------------------------------------------------------------------------
 
 
 def _percent(soc: float | None) -> str:
     return "? %" if soc is None else f"{soc:g} %"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "?"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def _span(seconds: float | None) -> str:
+    return "-" if seconds is None else words(timedelta(seconds=seconds))
+
+
+def _limit(binding: Binding) -> str:
+    return "nothing" if binding is Binding.NEED else binding.value
+
+
+def _points(percent: float | None) -> str:
+    return "?" if percent is None else f"{percent:.2g} pp"
+
+
+def _soon(at: datetime | None, now: datetime) -> str:
+    if at is None:
+        return "-"
+    return f"in {words(at - now)}" if at > now else "now"
 
 
 def _ago(at: datetime | None, now: datetime) -> str:

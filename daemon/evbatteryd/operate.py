@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from yarl import URL
 
 from evbatteryd.domain.fleet import Trouble
+from evbatteryd.domain.forecast import Binding, Standing
 from evbatteryd.domain.freshness import Freshness
 from evbatteryd.domain.vehicle import SLUG
 
@@ -72,6 +73,7 @@ class ToldVehicle(_Told):
 
 
 class _Vehicles(_Told):
+    now: datetime
     total: int
     vehicles: tuple[ToldVehicle, ...]
 
@@ -129,6 +131,59 @@ class MadeInvitation(_Told):
     expires_at: datetime
 
 
+class ToldForecast(_Told):
+    """How the period of an application's plan will end, as ``/api/plan`` tells it. Calls of all its cars."""
+
+    application: str
+    calls_per_vehicle: int
+    period: str
+    pooled: bool
+    renews_at: datetime
+    vehicles: int
+    """That are asked at all."""
+    standings: dict[Standing, int]
+    calls: int
+    spent: int
+    left: int
+    expected: int
+    even_per_day: float
+    pace_per_day: float
+    interval_s: int | None
+    run_out: int
+    first_out: datetime | None
+    limited_by: Binding
+    price: int | None
+    other_calls_per_vehicle: int
+    gain: float | None
+    """In percentage points of the mean error of SoC."""
+    advice: str
+
+
+class ToldShare(_Told):
+    """One car's part in it."""
+
+    slug: str
+    name: str
+    application: str
+    spent: int
+    left: float
+    calls_per_day: float
+    interval_s: int | None
+    standing: Standing
+    price: int | None
+    next_poll: datetime | None
+    reason: str
+
+
+class ToldPlan(_Told):
+    """What the plans buy until they renew."""
+
+    now: datetime
+    applications: tuple[ToldForecast, ...]
+    vehicles: tuple[ToldShare, ...] | None = None
+    """None: not asked for."""
+
+
 _T = TypeVar("_T", bound=_Told)
 
 
@@ -151,6 +206,10 @@ class Operator:
             offset += PAGE
             if offset >= page.total:
                 return list(told.values())
+
+    async def now(self) -> datetime:
+        """What time it is for the daemon: its clock need not be ours."""
+        return (await self._get(_Vehicles, "vehicles", query={"limit": "1"})).now
 
     async def vehicle(self, slug: str) -> ToldVehicle:
         return await self._get(ToldVehicle, "vehicles", _slug(slug))
@@ -182,6 +241,19 @@ class Operator:
         lasts_s = None if lasts is None else round(lasts.total_seconds())
         body = {"name": name, "application": application, "lasts_s": lasts_s}
         return await self._post(MadeInvitation, "invitations", body=body)
+
+    async def plan(
+        self, *, application: str | None = None, calls: int | None = None, vehicles: bool = False
+    ) -> ToldPlan:
+        """``calls``: per vehicle, the plan to compare with; ``vehicles``: each car's part, too."""
+        query = {
+            "application": application,
+            "calls": None if calls is None else str(calls),
+            "vehicles": "1" if vehicles else None,
+        }
+        return await self._get(
+            ToldPlan, "plan", query={key: value for key, value in query.items() if value is not None}
+        )
 
     async def _get(self, told: type[_T], *path: str, query: Mapping[str, str] | None = None) -> _T:
         return await self._ask(told, "GET", path, within=QUICK, params=query)
