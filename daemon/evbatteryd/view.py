@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evbatteryd.domain.cadence import words
+from evbatteryd.domain.estimates import is_worth_showing
 from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.freshness import Freshness
 from evbatteryd.domain.vehicle import VehicleId
@@ -100,6 +101,7 @@ COLUMNS = (
     Column("car", lambda car, _, __: Text(car.slug, overflow="ellipsis"), least=12),
     Column("charge", lambda car, _, __: bar(car.state.soc_percent), from_width=112, least=BAR),
     Column("", lambda car, _, __: Text(percent(car.state.soc_percent), style="bold"), least=6),
+    Column("estimate", lambda car, _, now: Text(estimate_of(car, now)), from_width=100, least=10),
     Column("state", lambda car, _, __: Text(state_of(car)), least=12),
     Column("measured", lambda car, _, now: Text(age_of(car, now)), least=16),
     # Colour only repeats what the word says.
@@ -118,6 +120,12 @@ def bar(soc: float | None) -> Text:
 
 def percent(soc: float | None) -> str:
     return "? %" if soc is None else f"{soc:g} %"
+
+
+def estimate_of(car: Car, now: datetime) -> str:
+    """Where the charge is by now, if that is worth saying beside what was measured."""
+    estimated = None if car.trend is None else car.trend.at(now)
+    return "" if estimated is None or not is_worth_showing(car, estimated) else f"about {estimated:.0f} %"
 
 
 def state_of(car: Car) -> str:

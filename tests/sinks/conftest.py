@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -16,13 +17,16 @@ from structlog.testing import LogCapture
 from structlog.typing import EventDict
 
 from evbatteryd.domain.errors import SinkError
+from evbatteryd.domain.estimates import Estimator
 from evbatteryd.domain.fleet import Car
+from evbatteryd.domain.ports import Hints
 from evbatteryd.domain.reading import Reading
 from evbatteryd.sinks import mqtt
 from evbatteryd.sinks.mqtt import MqttOptions, MqttSink
 from tests.builders import NOON, fleet
 from tests.fakes import VirtualClock
 from tests.mosquitto import LOOPBACK, PATIENCE_S, Mosquitto
+from tests.web.builders import estimate
 
 PASSWORD = "hunter2-of-the-broker"  # in every station's options, and never to be seen
 
@@ -33,10 +37,15 @@ class CountingTally:
     def __init__(self, news: asyncio.Event) -> None:
         self.messages = 0
         self.up: list[bool] = []
+        self.hints: Counter[tuple[str, str]] = Counter()
         self._news = news
 
     def connected(self, up: bool) -> None:
         self.up.append(up)
+        self._news.set()
+
+    def hint(self, event: str, outcome: str) -> None:
+        self.hints[event, outcome] += 1
         self._news.set()
 
     def published(self, messages: int) -> None:
@@ -46,7 +55,15 @@ class CountingTally:
 class Station:
     """A sink that runs. An async context manager: inside, it has been started; after, it was closed."""
 
-    def __init__(self, port: int, *cars: Car, owed_until: int = 0, **options: object) -> None:
+    def __init__(
+        self,
+        port: int,
+        *cars: Car,
+        owed_until: int = 0,
+        hints: Hints | None = None,
+        estimate: Estimator = estimate,
+        **options: object,
+    ) -> None:
         self.clock = VirtualClock(NOON + timedelta(minutes=1))
         self.fleet = fleet(*cars)
         self._news = asyncio.Event()
@@ -57,7 +74,16 @@ class Station:
         log = structlog.wrap_logger(
             None, processors=[self._heard, self._log], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
-        self.sink = MqttSink(self.options, self.fleet, self.clock, self.tally, log, owed_until=owed_until)
+        self.sink = MqttSink(
+            self.options,
+            self.fleet,
+            self.clock,
+            self.tally,
+            log,
+            estimate=estimate,
+            owed_until=owed_until,
+            hints=hints,
+        )
         self._running: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:

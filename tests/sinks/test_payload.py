@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evbatteryd.domain.freshness import Freshness
+from evbatteryd.domain.policy.outlook import Estimate, Trend
 from evbatteryd.domain.reading import BatteryState, ChargeState, Measurement, Origin, Signal
-from evbatteryd.sinks.payload import FIELDS, Message, Telling, Topics, newest, state_json
+from evbatteryd.sinks.payload import ESTIMATED, FIELDS, Message, Telling, Topics, newest, state_json
 from tests.builders import NOON, UPLOAD, measurement, state
 
 TOPICS = Topics("evbatteryd")
@@ -46,6 +47,14 @@ def states(draw: st.DrawFn) -> BatteryState:
     )
 
 
+estimates = st.builds(
+    Estimate,
+    *(st.floats(0, 100, allow_nan=False) for _ in ("soc_percent", "low_percent", "high_percent")),
+    instants,
+)
+GUESS = Estimate(63.04, 60.96, 66.0, NOON + timedelta(hours=4))
+
+
 def telling(known: BatteryState, **changes: object) -> Telling:
     usual: dict[str, object] = {
         "slug": "zoe",
@@ -56,6 +65,8 @@ def telling(known: BatteryState, **changes: object) -> Telling:
         "replayed": False,
         "published_at": NOON,
         "expiry": 60,
+        "estimate": None,
+        "estimate_expiry": 60,
     }
     return Telling(**(usual | changes))
 
@@ -65,11 +76,15 @@ def said(known: BatteryState, **changes: object) -> dict[str, object]:
     return found
 
 
-def scalars(known: BatteryState) -> dict[str, str]:
+def scalars(known: BatteryState, **changes: object) -> dict[str, str]:
     return {
         message.topic.removeprefix("evbatteryd/zoe/"): message.payload.decode()
-        for message in TOPICS.scalars(telling(known))
+        for message in scalars_of(telling(known, **changes))
     }
+
+
+def scalars_of(whole: Telling) -> list[Message]:
+    return [*TOPICS.scalars(whole), *TOPICS.estimated(whole)]
 
 
 def at(time: datetime | None) -> str | None:
@@ -104,6 +119,10 @@ def test_every_field_of_a_state_has_its_name_and_unit() -> None:
         "odometer_km": 48211.123,
         "measured_at": "2026-11-22T12:00:00.000Z",
         "fetched_at": "2026-11-22T12:00:30.000Z",
+        "soc_estimate": None,
+        "soc_estimate_low": None,
+        "soc_estimate_high": None,
+        "estimate_until": None,
         "published_at": "2026-11-22T12:01:00.000Z",
         "source": "poll",
         "freshness": "fresh",
@@ -195,8 +214,8 @@ def test_times_keep_every_digit_they_have() -> None:
 
 def test_a_cleared_car_loses_every_topic_that_can_hold_a_value() -> None:
     known = state(**{signal.value: 1.0 for signal in NUMBERS}, charging=True, charge_state="charging")
-    whole = telling(known)
-    told = [TOPICS.state(whole), *TOPICS.scalars(whole)]
+    whole = telling(known, estimate=GUESS)
+    told = [TOPICS.state(whole), *scalars_of(whole)]
     cleared = list(TOPICS.cleared("zoe"))
     assert {message.topic for message in told} == {message.topic for message in cleared}
     assert {message.payload for message in cleared} == {b""}
@@ -305,3 +324,74 @@ def test_what_ended_with_the_charge_is_taken_off_its_topic() -> None:
     assert said(ended)["charge_power_kw"] is None
     assert scalars(ended)["charge_power_kw"] == ""
     assert scalars(ended)["time_to_full_s"] == ""
+
+
+# Estimates
+
+
+def test_an_estimate_is_told_to_a_tenth_of_a_percent() -> None:
+    guess = {
+        "soc_estimate": 63,
+        "soc_estimate_low": 60.9,
+        "soc_estimate_high": 66,
+        "estimate_until": "2026-11-22T16:00:00.000Z",
+    }
+    told = said(state(soc=57, charging=True), estimate=GUESS)
+    assert {field: told[field] for field in ESTIMATED} == guess
+    assert told["soc"] == 57
+    alone = scalars(state(soc=57, charging=True), estimate=GUESS)
+    assert {field: alone[field] for field in ESTIMATED} == {
+        field: str(value) for field, value in guess.items()
+    }
+    assert scalars(state(soc=57), estimate=replace(GUESS, soc_percent=63.26))["soc_estimate"] == "63.3"
+
+
+@given(estimates)
+def test_a_band_is_rounded_outwards(guess: Estimate) -> None:
+    told = said(state(soc=57), estimate=guess)
+    assert guess.low_percent - 0.1001 <= told["soc_estimate_low"] <= guess.low_percent + 1e-6
+    assert guess.high_percent - 1e-6 <= told["soc_estimate_high"] <= guess.high_percent + 0.1001
+
+
+def test_the_scalars_of_an_estimate_hold_no_longer_than_it_does() -> None:
+    whole = telling(state(soc=57), estimate=GUESS, expiry=60, estimate_expiry=7)
+    expiries = {m.topic.rpartition("/")[2]: m.expiry for m in scalars_of(whole)}
+    assert {expiries.pop(field) for field in ESTIMATED} == {7}
+    assert set(expiries.values()) == {60}
+
+
+def test_a_withdrawn_estimate_loses_its_topics_and_nothing_else() -> None:
+    gone = list(TOPICS.withdrawn_estimate("zoe"))
+    assert [message.topic for message in gone] == [f"evbatteryd/zoe/{field}" for field in ESTIMATED]
+    assert {message.payload for message in gone} == {b""}
+
+
+@given(states(), estimates)
+def test_what_is_measured_is_the_same_to_the_byte_with_and_without_an_estimate(
+    known: BatteryState, guess: Estimate
+) -> None:
+    with_it, without = telling(known, estimate=guess), telling(known)
+    before, own, after = _parted(state_json(with_it))
+    assert (before, after) == _parted(state_json(without))[::2]
+    assert set(json.loads(b"{" + own + b"}")) == set(ESTIMATED)
+    assert list(TOPICS.scalars(with_it)) == list(TOPICS.scalars(without))
+    assert list(TOPICS.estimated(without)) == []
+
+
+def _parted(payload: bytes) -> tuple[bytes, bytes, bytes]:
+    """A state's JSON before, in and after the fields of the estimate."""
+    begin, end = payload.index(b'"soc_estimate"'), payload.index(b',"published_at"')
+    return payload[:begin], payload[begin:end], payload[end:]
+
+
+@given(st.floats(0, 100), st.floats(0, 300), st.floats(0, 100), st.timedeltas(timedelta(), timedelta(days=1)))
+def test_a_charging_car_is_told_to_be_nowhere_below_what_it_measured_nor_above_its_target(
+    soc: float, per_hour: float, target: float, passed: timedelta
+) -> None:
+    percent = Trend(soc, NOON, per_hour, target, NOON + timedelta(days=2)).at(NOON + passed)
+    assert percent is not None
+    told = said(
+        state(soc=soc, charging=True), estimate=Estimate(percent, percent, percent, NOON + timedelta(days=2))
+    )
+    assert round(soc, 1) <= told["soc_estimate"] <= round(max(soc, target), 1)
+    assert told["soc"] == pytest.approx(soc, abs=0.0006)

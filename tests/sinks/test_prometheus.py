@@ -20,7 +20,7 @@ from evbatteryd.domain.fleet import Car, Fleet, Trouble
 from evbatteryd.domain.reading import BatteryState, ChargeState, Signal, Value
 from evbatteryd.sinks.prometheus import CARS_PER_SLICE, Exposition, Metrics
 from tests.fakes import START, VirtualClock
-from tests.web.builders import HOUR, MINUTE, car, fleet
+from tests.web.builders import HOUR, MINUTE, car, fleet, rising
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
@@ -77,6 +77,7 @@ def busy_metrics() -> Metrics:
     metrics.lag(timedelta(seconds=3))
     metrics.called("home")
     metrics.webhook("vehicle_state", "new")
+    metrics.hint("plugged_in", "taken")
     metrics.rejected("RENAULT", "soc")
     metrics.budget("home", 321)
     metrics.bucket("home", 118.5)
@@ -113,6 +114,7 @@ async def test_what_the_daemon_counts_is_told() -> None:
     assert samples["evbatteryd_calls_total"] == {(("application", "home"),): 1}
     assert samples["evbatteryd_webhooks_total"] == {(("event", "vehicle_state"), ("outcome", "new")): 1}
     assert samples["evbatteryd_rejected_values_total"] == {(("make", "RENAULT"), ("signal", "soc")): 1}
+    assert samples["evbatteryd_hints_total"] == {(("event", "plugged_in"), ("outcome", "taken")): 1}
     assert samples["evbatteryd_calls_budget_remaining"] == {(("application", "home"),): 321}
     assert samples["evbatteryd_bucket_tokens"] == {(("application", "home"),): 118.5}
     assert samples["evbatteryd_outbox_readings"] == {(("sink", "mqtt"),): 4}
@@ -203,6 +205,21 @@ async def test_a_time_the_oem_does_not_say_is_absent() -> None:
     assert of(samples, "evbattery_state_of_charge_ratio") == 0.57
     assert of(samples, "evbattery_measured_timestamp_seconds") is None
     assert of(samples, "evbattery_fetched_timestamp_seconds") == START.timestamp()
+
+
+ESTIMATE = "evbattery_state_of_charge_estimate_ratio"
+
+
+async def test_the_estimate_is_of_the_moment_of_the_scrape_and_measured_values_stay() -> None:
+    values: dict[Signal, Value] = {Signal.SOC: 57.0, Signal.CHARGING: True}
+    cars = fleet(car(1, values=values, trend=rising(12.0, to=80.0)), car(2), car(3, trend=rising(0.0)))
+    for passed, percent in ((timedelta(), 57.0), (30 * MINUTE, 63.0), (3 * HOUR, 80.0)):
+        samples = parsed(await scraped(cars, now=passed))
+        assert of(samples, ESTIMATE) == pytest.approx(percent / 100)
+        assert of(samples, "evbattery_state_of_charge_ratio") == 0.57
+        assert of(samples, ESTIMATE, "car_2") is None
+        assert of(samples, ESTIMATE, "car_3") == 0.57
+    assert ESTIMATE not in parsed(await scraped(cars, now=4 * HOUR))
 
 
 async def test_false_is_a_value() -> None:
@@ -341,7 +358,8 @@ async def test_each_family_stands_together() -> None:
 async def test_a_large_fleet_holds_nobody_up() -> None:
     """Between two slices the event loop turns, and no slice has more than its share of cars."""
     number = 4 * CARS_PER_SLICE
-    exposition = Exposition(Metrics(), fleet(*(car(n) for n in range(1, number + 1))), VirtualClock())
+    cars = fleet(*(car(n, trend=rising(0.0)) for n in range(1, number + 1)))
+    exposition = Exposition(Metrics(), cars, VirtualClock())
     turns = 0
     done = False
 
@@ -361,8 +379,8 @@ async def test_a_large_fleet_holds_nobody_up() -> None:
             chunks += b'{vehicle="' in chunk
     done = True
     await other
-    assert lines == number * 6  # SoC, measured, fetched, next poll, fresh, info
-    assert chunks == 4 * 6
+    assert lines == number * 7  # SoC, its estimate, measured, fetched, next poll, fresh, info
+    assert chunks == 4 * 7
     assert turns - before >= chunks
 
 

@@ -18,6 +18,8 @@ from evbatteryd.domain.enrolment import (
 )
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Car, Fleet, Schedule, Trouble
+from evbatteryd.domain.hinting import HintAnswer, HintOutcome
+from evbatteryd.domain.policy.outlook import Estimate, Trend
 from evbatteryd.domain.ports import CannotChange, Clock
 from evbatteryd.domain.profile import Activity, BrandProfile
 from evbatteryd.domain.reading import BatteryState, Measurement, Signal, Value
@@ -71,6 +73,7 @@ def car(
     user_ref: str | None = None,
     invited: str | None = None,
     permissions: frozenset[str] = frozenset(),
+    trend: Trend | None = None,
 ) -> Car:
     consent = Consent(
         application=application,
@@ -100,7 +103,28 @@ def car(
         ),
         trouble=trouble,
         reading_id=f"reading-{number}",
+        trend=trend,
     )
+
+
+def rising(
+    percent_per_hour: float,
+    *,
+    soc: float = 57.0,
+    to: float = 80.0,
+    since: datetime = START,
+    until: datetime = START + 4 * HOUR,
+) -> Trend:
+    return Trend(soc, since, percent_per_hour, to, until)
+
+
+def estimate(car: Car, now: datetime) -> Estimate | None:
+    """As the policy does, but for the band: from a point below, or what was measured, to two above."""
+    percent = None if car.trend is None else car.trend.at(now)
+    if car.trend is None or percent is None:
+        return None
+    low, high = max(percent - 1, car.trend.soc_percent), min(percent + 2, 100.0)
+    return Estimate(percent, low, high, car.trend.until)
 
 
 def fleet(*cars: Car) -> Fleet:
@@ -281,3 +305,17 @@ class RememberingReceiver:
 
     def refused(self, outcome: str) -> None:
         self.refusals.append(outcome)
+
+
+class RememberingHints:
+    """Hints that remember, and answer what a test says."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str, str]] = []
+        self.answer = HintAnswer(
+            event="plugged_in", outcome=HintOutcome.TAKEN, reason="asked soon", next_poll=START + 3 * MINUTE
+        )
+
+    async def told(self, slug: str, event: str, origin: str) -> HintAnswer:
+        self.heard.append((slug, event, origin))
+        return self.answer

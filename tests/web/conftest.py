@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import aiohttp
 import pytest
@@ -15,8 +16,10 @@ from aiohttp import web
 
 from evbatteryd.domain.enrolment import Enrolment
 from evbatteryd.domain.fleet import Car, Fleet
+from evbatteryd.domain.ports import Ledger
 from evbatteryd.enrol.consent import ConnectOptions
 from evbatteryd.enrol.enrolment import Enrolments
+from evbatteryd.flow.forecaster import Forecaster
 from evbatteryd.sinks.prometheus import Exposition, Metrics
 from evbatteryd.web.app import ANNOUNCER, Health, make_app, serving
 from evbatteryd.web.guard import Access
@@ -50,6 +53,7 @@ class Site:
     store: builders.MemoryEnrolments
     steward: builders.FleetSteward
     webhook: builders.RememberingReceiver
+    hints: builders.RememberingHints
     welcomed: list[Enrolment]
     """The consents that have arrived, as the flow is told of them."""
     change: Callable[[Car], None]
@@ -80,6 +84,9 @@ async def served(
     access: Access = AT_THE_MACHINE,
     applications: Mapping[str, ConnectOptions] = HOME,
     unix_path: Path | None = None,
+    ledgers: Mapping[str, Ledger] = MappingProxyType({}),
+    price: float = 0.0,
+    waits: str | None = None,
 ) -> AsyncIterator[Site]:
     fleet = builders.fleet(*cars)
     clock = VirtualClock(speed=speed)
@@ -95,6 +102,7 @@ async def served(
 
     steward = builders.FleetSteward(fleet, clock, change)
     webhook = builders.RememberingReceiver()
+    hints = builders.RememberingHints()
     app = make_app(
         fleet,
         clock,
@@ -105,6 +113,10 @@ async def served(
         enrolments=enrolments,
         steward=steward,
         webhook=webhook,
+        hints=hints,
+        estimate=builders.estimate,
+        why_waiting=lambda _: waits,
+        forecasts=Forecaster(fleet, ledgers, clock, Metrics(), price_of=lambda _: price),
     )
     host, port = ("127.0.0.1", 0) if unix_path is None else (None, None)
     connector = None if unix_path is None else aiohttp.UnixConnector(str(unix_path))
@@ -123,6 +135,7 @@ async def served(
             store,
             steward,
             webhook,
+            hints,
             welcomed,
             change,
             not_ready,

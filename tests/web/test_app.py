@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ from evbatteryd.web import app as web_app
 from evbatteryd.web import control
 from evbatteryd.web.guard import Access
 from tests.fakes import START
-from tests.web.builders import HOUR, MINUTE, car
+from tests.web.builders import HOUR, MINUTE, car, rising
 from tests.web.conftest import CONNECT, LOCAL_KEY, Serve, served
 
 HOSTILE = (
@@ -109,6 +110,55 @@ async def test_the_page_tells_what_is_known(serve: Serve) -> None:
     assert page.all("line", x1="80%")
     (measured,) = page.all("time", data_words="ago", datetime="2026-11-22T11:48:00.000Z")
     assert measured["title"] == "2026-11-22 11:48:00 UTC"
+
+
+CHARGING = {Signal.SOC: 57.0, Signal.CHARGING: True}
+
+
+async def test_the_page_tells_an_estimate_beside_the_measured_value_as_what_it_is(serve: Serve) -> None:
+    async with serve(car(values=CHARGING, trend=rising(12.0)), car(2, trend=rising(0.0))) as site:
+        await site.clock.advance(30 * MINUTE)
+        page = Read(await site.text("/"))
+        assert "57 % estimate: about 63 %, 62–65 % Charging measured 30 min ago" in page.text  # noqa: RUF001
+        assert page.text.count("estimate") == 1
+        assert {meter["aria-valuenow"] for meter in page.all("div", role="meter")} == {"57"}
+        assert page.all("rect", class_="by-now", x="57%", width="6%")
+        await site.clock.advance(4 * HOUR)
+        assert "estimate" not in Read(await site.text("/")).text
+
+
+async def test_the_page_hears_of_an_estimate_when_its_words_change(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_app, "TICK_S", 0.01)
+    heard: list[str] = []
+    async with (
+        serve(car(values=CHARGING, trend=rising(12.0))) as site,
+        site.client.get(f"{site.url}/rows?vehicles=car_1") as answer,
+    ):
+        async for name, data in await heard_by(answer):
+            if name == "row":
+                heard.append(" ".join(re.findall(r"<span>([^<]*%,?)</span>", data)))
+            if len(heard) == 3:
+                break
+            if name == "clock" and heard:
+                await site.clock.advance(MINUTE)
+    # At 57.0, 57.2 and 57.6 %; at 57.4 % it is worded as at 57.2 %.
+    assert heard == ["about 57 %, 57–59 %", "about 57 %, 57–60 %", "about 58 %, 57–60 %"]  # noqa: RUF001
+
+
+async def test_programs_are_told_of_an_estimate_that_has_moved(serve: Serve) -> None:
+    async with serve(car(values=CHARGING, trend=rising(12.0))) as site:
+        (one,) = (await site.json("/api/vehicles"))["vehicles"]
+        assert (one["soc"], one["soc_estimate"], one["estimate_until"]) == (57, 57, "2026-11-22T16:00:00Z")
+        await site.clock.advance(10 * MINUTE)
+        told = await site.json("/api/vehicles/car_1")
+        assert (told["soc"], told["soc_estimate"], told["soc_estimate_high"]) == (57, 59, 61)
+        await site.clock.advance(4 * HOUR)
+        gone = await site.json("/api/vehicles/car_1")
+        assert [
+            gone[f] for f in ("soc_estimate", "soc_estimate_low", "soc_estimate_high", "estimate_until")
+        ] == [None] * 4
 
 
 async def test_the_page_says_when_nothing_is_known(serve: Serve) -> None:
@@ -531,3 +581,9 @@ async def test_streams_end_when_the_daemon_does() -> None:
             await site.app.shutdown()
             for stream in streams:
                 assert b"retry" in await stream.read()
+
+
+async def test_a_car_that_is_due_and_waits_says_for_what(serve) -> None:
+    async with serve(car(), waits="waits until the application has a request to spare") as site:
+        told = await site.json("/api/vehicles/car_1")
+    assert told["reason"] == "due: waits until the application has a request to spare"

@@ -13,7 +13,7 @@ from evbatteryd.web import app as web_app
 from evbatteryd.web import view
 from tests.chromium import CUT_OFF, PHONE, chromium, complaints
 from tests.fakes import START
-from tests.web.builders import HOUR, MINUTE, car
+from tests.web.builders import HOUR, MINUTE, car, rising
 from tests.web.conftest import Serve
 
 LONG = "A car with a name that goes on and on and_never_has_a_space_where_a_line_could_be_broken_at_all"
@@ -51,6 +51,46 @@ async def test_the_page_lives(browser: Browser, serve: Serve, monkeypatch: pytes
 
         assert await page.evaluate("window.unloaded") is False, "it was loaded anew"
         assert heard == []
+
+
+async def test_an_estimate_moves_by_itself_and_never_replaces_what_was_measured(
+    browser: Browser, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_app, "TICK_S", 0.05)
+    values = {Signal.SOC: 57.0, Signal.CHARGING: True}
+    async with serve(car(1, values=values, trend=rising(12.0))) as site:
+        page = await browser.new_page()
+        heard = complaints(page)
+        await page.goto(site.url)
+        await page.evaluate("window.unloaded = false")
+        guess = page.locator(".estimate")
+        await expect(guess).to_have_text("estimate: about 57 %, 57–59 %")  # noqa: RUF001
+        await site.clock.advance(30 * MINUTE)
+        await expect(guess).to_have_text("estimate: about 63 %, 62–65 %")  # noqa: RUF001
+        await expect(page.locator(".by-now")).to_be_visible()
+        await expect(page.locator(".soc")).to_have_text("57 %")
+        await site.clock.advance(4 * HOUR)
+        await expect(guess).to_have_count(0)
+        await expect(page.locator(".soc")).to_have_text("57 %")
+        assert await page.evaluate("window.unloaded") is False, "it was loaded anew"
+        assert heard == []
+
+
+async def test_an_estimate_vanishes_in_time_although_the_daemon_is_silent(
+    browser: Browser, serve: Serve
+) -> None:
+    trend = rising(12.0, until=START + HOUR)
+    async with serve(car(1, values={Signal.SOC: 57.0, Signal.CHARGING: True}, trend=trend)) as site:
+        await site.clock.advance(30 * MINUTE)
+        page = await browser.new_page()
+        await page.route("**/rows*", lambda route: route.abort())
+        await page.goto(site.url)
+        await page.evaluate("tick()")
+        await expect(page.locator(".estimate")).to_be_visible()
+        await page.evaluate("epoch.now += 30 * 60_000; tick()")
+        await expect(page.locator(".estimate")).to_be_hidden()
+        await expect(page.locator(".by-now")).to_be_hidden()
+        await expect(page.locator(".soc")).to_have_text("57 %")
 
 
 async def test_cars_come_and_go(browser: Browser, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +144,8 @@ async def test_a_phone_shows_all_of_it(browser: Browser, serve: Serve, scripts: 
         Signal.TIME_TO_FULL: 5400.0,
     }
     async with serve(
-        car(1, name=LONG, model=LONG, values=values, reason=LONG), *(car(n) for n in range(2, 130))
+        car(1, name=LONG, model=LONG, values=values, reason=LONG, trend=rising(12.0)),
+        *(car(n) for n in range(2, 130)),
     ) as site:
         context = await browser.new_context(viewport=PHONE, java_script_enabled=scripts)
         page = await context.new_page()

@@ -9,11 +9,12 @@ import pytest
 
 from evbatteryd.domain.fleet import Trouble
 from evbatteryd.domain.freshness import Freshness
+from evbatteryd.domain.policy.outlook import Estimate
 from evbatteryd.domain.profile import Activity
 from evbatteryd.domain.reading import ChargeState, Signal, Value
 from evbatteryd.web import view
 from tests.fakes import START
-from tests.web.builders import HOUR, MINUTE, PROFILE, car
+from tests.web.builders import HOUR, MINUTE, PROFILE, car, estimate, rising
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_a_badge_is_not_said_twice() -> None:
 
 
 def test_what_is_not_known_is_null_in_json() -> None:
-    told = view.as_json(car(values={}, due=None, model=None), Freshness.STALE, START)
+    told = view.as_json(car(values={}, due=None, model=None), Freshness.STALE, None, START)
     for key in ("soc", "range_km", "charging", "plugged_in", "measured_at", "age_s", "next_poll", "trouble"):
         assert told[key] is None, key
 
@@ -67,7 +68,7 @@ def test_json_keeps_percent_km_and_kwh() -> None:
         Signal.CAPACITY: 52.0,
         Signal.CHARGE_LIMIT: 80.0,
     }
-    told = view.as_json(car(values=values, measured_at=START - 2 * MINUTE), Freshness.FRESH, START)
+    told = view.as_json(car(values=values, measured_at=START - 2 * MINUTE), Freshness.FRESH, None, START)
     assert [told[key] for key in ("soc", "range_km", "capacity_kwh", "charge_limit", "age_s")] == [
         57.5,
         214.5,
@@ -78,7 +79,7 @@ def test_json_keeps_percent_km_and_kwh() -> None:
 
 
 def test_nothing_personal_is_in_json() -> None:
-    told = str(view.as_json(car(7), Freshness.FRESH, START) | view.consent_json(car(7)))
+    told = str(view.as_json(car(7), Freshness.FRESH, None, START) | view.consent_json(car(7)))
     for secret in ("user-7", "connection-7", "vehicle-7"):
         assert secret not in told
 
@@ -123,3 +124,49 @@ def test_ahead(span: timedelta, words: str) -> None:
 def test_trouble_in_plain_words(outcome: str, title: str, grave: bool) -> None:
     plight = view.plight(Trouble(outcome, "TYPE:CODE", "what it means", START))
     assert (plight.title, plight.grave) == (title, grave)
+
+
+# Estimates
+
+CHARGING: dict[Signal, Value] = {Signal.SOC: 57.0, Signal.CHARGING: True}
+
+
+def test_json_has_the_estimate_beside_the_measured_value() -> None:
+    expecting = car(values=CHARGING, trend=rising(12.1))
+    now = START + 30 * MINUTE
+    told = view.as_json(expecting, Freshness.FRESH, estimate(expecting, now), now)
+    without = view.as_json(expecting, Freshness.FRESH, None, now)
+    fields = ("soc_estimate", "soc_estimate_low", "soc_estimate_high", "estimate_until")
+    assert [told[field] for field in fields] == [63.0, 62.0, 65.0, START + 4 * HOUR]
+    assert [without[field] for field in fields] == [None] * 4
+    assert {key: value for key, value in told.items() if key not in fields} == {
+        key: value for key, value in without.items() if key not in fields
+    }
+
+
+def test_a_guess_is_rounded_and_its_band_outwards() -> None:
+    expecting = car(values=CHARGING)
+    told = view.guess(expecting, Estimate(62.5, 60.9, 65.1, START + HOUR))
+    assert told == view.Guess(soc=63, low=60, high=66, until=START + HOUR)
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "shown"),
+    [
+        ({Signal.SOC: 57.0}, 57.3, False),
+        ({Signal.SOC: 57.0}, 57.5, True),
+        (CHARGING, 57.0, True),
+        ({Signal.RANGE: 200.0}, 57.0, False),
+    ],
+)
+def test_a_guess_is_made_if_it_says_more_than_was_measured(
+    values: dict[Signal, Value], percent: float, shown: bool
+) -> None:
+    found = view.row(
+        car(values=values),
+        PROFILE,
+        Freshness.FRESH,
+        Estimate(percent, percent - 1, percent + 1, START + HOUR),
+    )
+    assert (found.guess is not None) is shown
+    assert found.soc == values.get(Signal.SOC)

@@ -1,10 +1,11 @@
-"""Tells when a value stops being fresh, at that instant, although nothing was heard."""
+"""Tells when what was told of a car holds no more, at that instant, although nothing was heard of it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
+from evbatteryd.domain.estimates import next_change
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.ports import Clock
 from evbatteryd.domain.vehicle import VehicleId
@@ -12,7 +13,12 @@ from evbatteryd.flow.timer import SLICE, Alarms
 
 
 class FreshnessWatch:
-    """An alarm per car for the end of its freshness; ``ring`` is called every second or so."""
+    """An alarm per car; ``ring`` is called every second or so.
+
+    It rings at the end of the car's freshness, at each point that its estimate rises, when it should have
+    answered and hourly from then on, and when the estimate is withdrawn: at whichever comes first.
+    ``flipped`` tells of the car anew, and has it followed again.
+    """
 
     def __init__(self, fleet: Fleet, clock: Clock, flipped: Callable[[Car], None]) -> None:
         self._fleet = fleet
@@ -21,9 +27,12 @@ class FreshnessWatch:
         self._alarms = Alarms()
 
     def follow(self, car: Car) -> None:
-        """The car changed: its value is fresh until another instant now."""
-        until = self._fleet.fresh_until(car) if car.consented else None
-        self._alarms.arm(car.id, until if until is not None and until > self._clock.now() else None)
+        """The car is told as it is now: that holds until another instant."""
+        now = self._clock.now()
+        flips = self._fleet.fresh_until(car) if car.consented else None
+        moves = next_change(car, now) if car.vehicle.withdrawn_at is None else None
+        ahead = [at for at in (flips, moves) if at is not None and at > now]
+        self._alarms.arm(car.id, min(ahead, default=None))
 
     def ring(self) -> None:
         due = list(self._alarms.due(self._clock.now(), SLICE))

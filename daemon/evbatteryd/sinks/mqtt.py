@@ -17,7 +17,11 @@ each message is made just before it is sent, and none is made for a slug that th
 Retained values expire (MQTT 5) when they stop being fresh, so that a broker that outlives us shows nothing
 old as if it were new. A value that is not fresh when it is told is kept for one second: whoever listens
 hears it, with ``freshness`` beside it, and whoever comes later finds the availability alone. For the same
-reason a confirmation repeats the scalar topics, which carry no such mark, only while the value is fresh.
+reason a confirmation repeats the scalar topics, which carry no such mark, only while the value is fresh. An
+estimate has an end of its own: its scalars are told, and kept, until then, whatever the measured value is.
+
+Hints are listened to beside both lanes (:mod:`evbatteryd.sinks.hearing`). A retained one is not taken: a
+broker tells it again and again, long after it was true.
 """
 
 from __future__ import annotations
@@ -29,10 +33,11 @@ import random
 import socket
 import ssl
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
-from functools import cached_property, lru_cache
+from datetime import datetime, timedelta
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -42,14 +47,18 @@ import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from evbatteryd import __version__
 from evbatteryd.domain.errors import SinkError
+from evbatteryd.domain.estimates import Estimator, Step, step, told_estimate
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.freshness import Freshness, fresh_until, judge
-from evbatteryd.domain.ports import Clock, Log, Tally
+from evbatteryd.domain.hinting import HintAnswer, label_of
+from evbatteryd.domain.ports import Clock, Hints, Log, Tally
 from evbatteryd.domain.reading import BatteryState, Origin, Reading
 from evbatteryd.domain.vehicle import VehicleId
+from evbatteryd.sinks.hearing import Heard, HintTopics, Inbox, answer_json, hint_text
 from evbatteryd.sinks.payload import SCHEMA, Message, Telling, Topics, newest
 
 SHORTEST_PAUSE_S = 0.5
@@ -67,6 +76,19 @@ IN_FLIGHT = 64
 SLICE = 256
 """Cars that the latest lane takes up at a time."""
 LONGEST_EXPIRY_S = 2**32 - 1
+HEARERS: Final = 8
+"""Hints that are taken at a time: as many as may wait for the store."""
+REFUSALS_APART_S = 0.1
+"""Real seconds that a hearer rests after a refusal: nonsense is not answered as fast as it is sent."""
+LARGEST_HEARD: Final = 16 * 1024
+"""Bytes of a packet. A broker keeps larger ones from us (MQTT 5)."""
+ANSWER_KEPT_S: Final = 60
+"""How long a broker keeps an answer for somebody who is away."""
+TURNED_AWAY: Final = 3
+"""After as many connections in a row that ended when we subscribed, they are taken for the broker's way to
+refuse it."""
+LISTEN_AGAIN_S = 3600.0
+"""Real seconds after which such a broker is asked again."""
 
 _MENDING: Final = {
     132: 'Set mqtt.protocol to the other of "5" and "3.1.1".',
@@ -120,7 +142,9 @@ class MqttSink:
     """Implements :class:`evbatteryd.domain.ports.Sink`.
 
     ``owed_until``: position of the newest reading in the journal at the start if this sink has not taken it
-    yet, else 0. Latest states wait until then, for that reading may be of any car.
+    yet, else 0. Latest states wait until then, for that reading may be of any car. ``estimate``: what is told
+    beside what was measured; ``past_the_hour``: of UTC the hours turn by which it goes. ``hints``: who takes
+    what wall boxes and automations tell; without, nothing is subscribed to.
     """
 
     name = "mqtt"
@@ -133,9 +157,13 @@ class MqttSink:
         tally: Tally,
         log: Log,
         *,
+        estimate: Estimator,
+        past_the_hour: timedelta = timedelta(),
         owed_until: int = 0,
+        hints: Hints | None = None,
     ) -> None:
         self._options = options
+        self._estimate = partial(told_estimate, estimator=estimate, past_the_hour=past_the_hour)
         self._fleet = fleet
         self._clock = clock
         self._tally = tally
@@ -152,11 +180,20 @@ class MqttSink:
         self._owed: set[VehicleId] = set()
         self._acknowledged: set[int] = set()
         self._taken: dict[VehicleId, str | None] = {}
+        # Slugs under which scalars of an estimate may be retained, also since an earlier start: of
+        # cars of which the policy had learnt something.
+        self._estimated: set[str] = set()
         # Positions in the journal: how far we were handed readings, and how far those of a car are erased.
         self._offered = 0
         self._erased: dict[VehicleId, int] = {}
         self._touched: dict[VehicleId, None] = {}
         self._wake = asyncio.Event()
+        self._hints = hints
+        self._hint_topics = HintTopics(options.base_topic)
+        self._inbox = Inbox(fleet.taken_slugs)
+        self._turned_away = 0
+        self._deaf = ""
+        self._hint_said: set[str] = set()
 
     @property
     def connected(self) -> bool:
@@ -168,10 +205,9 @@ class MqttSink:
         Begin before the first poll: the readings that the cars have now are those taken earlier.
         """
         self._taken = {car.id: car.reading_id for car in self._fleet}
-        while True:
-            await self._connect_and_serve()
-            self._failures += 1
-            await asyncio.sleep(_pause(self._failures))
+        self._estimated = {car.slug for car in self._fleet if car.learned}
+        hearers = HEARERS if self._hints is not None else 0
+        await _all_of(self._keep_connected(), *(self._take_hints() for _ in range(hearers)))
 
     async def publish(self, readings: Sequence[Reading]) -> None:
         """Tell these readings; return when the broker has acknowledged every message of them.
@@ -241,11 +277,18 @@ class MqttSink:
 
     # The connection
 
+    async def _keep_connected(self) -> None:
+        while True:
+            await self._connect_and_serve()
+            self._failures += 1
+            await asyncio.sleep(_pause(self._failures))
+
     async def _connect_and_serve(self) -> None:
         """One connection from its beginning to its end; or none, if the broker is away or refuses."""
         try:
             tls = await asyncio.to_thread(_trust, self._options) if self._options.tls else None
-            connection = _Connection(self._options, self._topics.offline(), tls)
+            heard = self._hear if self._hints is not None else None
+            connection = _Connection(self._options, self._topics.offline(), tls, heard)
             await connection.enter()
         except (aiomqtt.MqttError, OSError) as error:
             self._complain(error)
@@ -256,6 +299,7 @@ class MqttSink:
                 connection.watch(),
                 connection.watch_acknowledgements(),
                 self._serve(session),
+                self._listen(),
                 self._become_steady(),
             )
         except aiomqtt.MqttError as error:
@@ -320,6 +364,85 @@ class MqttSink:
             log.error("mqtt.refused", mend=_MENDING.get(code.value, "Nothing: it is tried again and again."))
         else:
             log.warning("mqtt.unreachable")
+
+    # Listening
+
+    async def _listen(self) -> None:
+        """Subscribe to hints. Returns if the broker refuses it: readings are told all the same."""
+        if self._hints is None:
+            return
+        session = await self._established()
+        if self._turned_away >= TURNED_AWAY:
+            self._say_deaf("the broker closes the connection whenever it is asked")
+            await asyncio.sleep(LISTEN_AGAIN_S)
+        self._turned_away += 1
+        refusal = await session.connection.listen(self._hint_topics.pattern)
+        self._turned_away = 0
+        if refusal is not None:
+            self._say_deaf(str(refusal).lower())
+        elif self._deaf:
+            self._deaf = ""
+            self._log.info("mqtt.hints_heard", topic=self._hint_topics.pattern)
+
+    def _say_deaf(self, reason: str) -> None:
+        if reason != self._deaf:
+            self._deaf = reason
+            self._log.warning(
+                "mqtt.hints_refused",
+                topic=self._hint_topics.pattern,
+                reason=reason,
+                mend="Allow this user to subscribe to that topic; until then events of wall boxes and "
+                "automations are not heard.",
+            )
+
+    def _hear(self, message: paho.MQTTMessage) -> None:
+        """Put what arrived where a hearer finds it. Called for every message, however many: does little."""
+        level, text = self._hint_topics.level(message.topic), hint_text(bytes(message.payload))
+        if message.retain:
+            self._tally.hint(label_of(text), "retained")
+            self._say_of_hints("mqtt.hint_retained", "Publish events without the retain flag.")
+            return
+        asked = self._hint_topics.response(getattr(message.properties, "ResponseTopic", None))
+        correlation = getattr(message.properties, "CorrelationData", None)
+        if level is None or not self._inbox.put(Heard(level, text, asked, correlation)):
+            self._tally.hint(label_of(text), "dropped")
+            self._say_of_hints("mqtt.hints_dropped", "Look for whoever publishes so many events.")
+
+    def _say_of_hints(self, event: str, mend: str) -> None:
+        """Once: how often it happens is counted."""
+        if event not in self._hint_said:
+            self._hint_said.add(event)
+            self._log.warning(event, topic=self._hint_topics.pattern, mend=mend)
+
+    async def _take_hints(self) -> None:
+        """Take one after the other, whether there is a connection or not; answer over the present one."""
+        if self._hints is None:
+            return
+        while True:
+            heard = await self._inbox.take()
+            answer = await self._hints.told(heard.level, heard.text, self.name)
+            if self._session is not None:
+                with suppress(aiomqtt.MqttError):
+                    await self._answer(self._session.connection, heard, answer)
+            if answer.outcome.result == "refused":
+                await asyncio.sleep(REFUSALS_APART_S)
+
+    async def _answer(self, connection: _Connection, heard: Heard, answer: HintAnswer) -> None:
+        """Where everybody may see it, and where a requester asked for it. Raises MqttError."""
+        payload = answer_json(answer)
+        ways: list[tuple[str | None, bytes | None]] = [
+            (self._hint_topics.result(heard.level), None),
+            (heard.response_topic, heard.correlation),
+        ]
+        for topic, correlation in ways:
+            if topic is None:
+                continue
+            await connection.slot()
+            told = await connection.answer(topic, payload, correlation)
+            if told is not None and told.is_failure:
+                self._say_of_hints("mqtt.answer_refused", "Allow this user to publish answers to events.")
+            elif told is not None:
+                self._tally.published(1)
 
     # Telling
 
@@ -405,7 +528,7 @@ class MqttSink:
                 car, reading.state, reading.reading_id, reading.origin, reading.fetched_at < session.opened_at
             )
             session.tell(slug, said)
-            for message in self._values(telling, scalars=True):
+            for message in self._values(session, telling, measured=True):
                 if self._slug_for(reading) != slug:
                     break
                 yield message
@@ -470,18 +593,28 @@ class MqttSink:
         )
         if session.said.get(car.slug) == said:
             return
-        for message in self._values(telling, scalars=telling.freshness is Freshness.FRESH):
+        for message in self._values(session, telling, measured=telling.freshness is Freshness.FRESH):
             # A newer reading has begun to be told: the rest would go back in time.
             if car.id in self._owed or not self._is_still(car):
                 return
             yield message
         session.tell(car.slug, said)
 
-    def _values(self, telling: Telling, *, scalars: bool) -> Iterator[Message]:
+    def _values(self, session: _Session, telling: Telling, *, measured: bool) -> Iterator[Message]:
+        """The state, the scalars of the estimate, and those that were measured if so wanted."""
         if self._options.json_state:
             yield self._topics.state(telling)
-        if self._options.scalars and scalars:
+        if not self._options.scalars:
+            return
+        if measured:
             yield from self._topics.scalars(telling)
+        if telling.estimate is not None:
+            self._estimated.add(telling.slug)
+            session.unestimated.discard(telling.slug)
+            yield from self._topics.estimated(telling)
+        elif telling.slug in self._estimated and telling.slug not in session.unestimated:
+            yield from self._topics.withdrawn_estimate(telling.slug)
+            session.unestimated.add(telling.slug)
 
     def _clearing(self, session: _Session, car: Car) -> Iterator[Message]:
         """Delete whatever values are retained of a car that has none, once a connection."""
@@ -549,8 +682,12 @@ class MqttSink:
         self, car: Car, state: BatteryState, reading_id: str, origin: Origin, replayed: bool
     ) -> tuple[_Said, Telling]:
         now = self._clock.now()
-        until = fresh_until(self._fleet.profile(car), state, car.schedule.activity)
+        newest = reading_id == car.reading_id
+        trend = car.trend if newest else None
+        until = fresh_until(self._fleet.profile(car), state, car.schedule.activity, trend)
         freshness = judge(until, reachable=car.reachable, consented=car.consented, now=now)
+        stands = step(car, now) if newest else None
+        estimate = None if stands is None else self._estimate(car, now)
         telling = Telling(
             slug=car.slug,
             state=state,
@@ -559,13 +696,15 @@ class MqttSink:
             freshness=freshness,
             replayed=replayed,
             published_at=now,
-            expiry=self._expiry(until, freshness, now),
+            expiry=self._expiry(until if freshness is Freshness.FRESH else None, now),
+            estimate=estimate,
+            estimate_expiry=self._expiry(None if estimate is None else estimate.until, now),
         )
-        return (reading_id, state, until, freshness), telling
+        return (reading_id, state, until, freshness, None if estimate is None else stands), telling
 
-    def _expiry(self, until: datetime | None, freshness: Freshness, now: datetime) -> int:
-        """Whole real seconds for which the broker keeps a value: never beyond its freshness, at least 1."""
-        if until is None or freshness is not Freshness.FRESH:
+    def _expiry(self, until: datetime | None, now: datetime) -> int:
+        """Whole real seconds for which the broker keeps what holds until then: never longer, at least 1."""
+        if until is None:
             return 1
         return min(max(math.floor(self._clock.real(until - now)), 1), LONGEST_EXPIRY_S)
 
@@ -581,7 +720,7 @@ def _blank(car: Car) -> bool:
     return car.reading_id is None and car.schedule.polled_at is not None
 
 
-_Said = tuple[str, BatteryState, datetime | None, Freshness]
+_Said = tuple[str, BatteryState, datetime | None, Freshness, Step | None]
 """What a state message rests on: told again, it would say nothing new."""
 
 
@@ -597,6 +736,8 @@ class _Session:
     """Slugs whose values were deleted, and not told since."""
     forgotten: set[str] = field(default_factory=set)
     """Slugs of which everything was deleted, and nothing told since."""
+    unestimated: set[str] = field(default_factory=set)
+    """Slugs whose scalars of an estimate were deleted, and not told since."""
     withdrawn: set[VehicleId] = field(default_factory=set)
     vehicles: int = 0
 
@@ -616,7 +757,14 @@ class _Connection(aiomqtt.Client):
     as the connection is dropped.
     """
 
-    def __init__(self, options: MqttOptions, will: Message, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        options: MqttOptions,
+        will: Message,
+        tls: ssl.SSLContext | None,
+        heard: Callable[[paho.MQTTMessage], None] | None = None,
+    ) -> None:
+        """``heard``: is handed every message that arrives, and must not raise. None: none are wanted."""
         fifth = options.protocol == "5"
         super().__init__(
             options.host,
@@ -636,12 +784,12 @@ class _Connection(aiomqtt.Client):
             tls_context=tls,
             # A reading is several small packets: Nagle's algorithm would hold back all but the first.
             socket_options=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)],
-            # We subscribe to nothing; a broker that sends something all the same is not listened to.
-            max_queued_incoming_messages=1,
+            properties=_limits() if fifth else None,
             # We count what is in flight ourselves: paho cannot learn the broker's limit once it is connected.
             max_inflight_messages=0,
         )
         self._fifth = fifth
+        self._heard = heard
         self._acknowledgements: dict[int, asyncio.Future[ReasonCode | None]] = {}
         self._slots = asyncio.Semaphore(IN_FLIGHT)
         self._dropped = False
@@ -687,12 +835,39 @@ class _Connection(aiomqtt.Client):
         Raises MqttError if the connection is gone.
         """
         properties = _properties(message.expiry, message.json) if self._fifth else None
-        sent = self._client.publish(message.topic, message.payload, 1, True, properties)
+        return self._publish(message.topic, message.payload, properties, retain=True)
+
+    def answer(
+        self, topic: str, payload: bytes, correlation: bytes | None
+    ) -> asyncio.Future[ReasonCode | None]:
+        """Like :meth:`send`, but nothing to be retained."""
+        properties = _answer_properties(correlation) if self._fifth else None
+        return self._publish(topic, payload, properties, retain=False)
+
+    def _publish(
+        self, topic: str, payload: bytes, properties: Properties | None, *, retain: bool
+    ) -> asyncio.Future[ReasonCode | None]:
+        sent = self._client.publish(topic, payload, 1, retain, properties)
         if sent.rc != paho.MQTT_ERR_SUCCESS:
             raise aiomqtt.MqttCodeError(sent.rc)
         acknowledgement: asyncio.Future[ReasonCode | None] = self._loop.create_future()
         self._acknowledgements[sent.mid] = acknowledgement
         return acknowledgement
+
+    async def listen(self, pattern: str) -> ReasonCode | None:
+        """Subscribe to what is published from now on; why the broker refused it, if it did.
+
+        Raises MqttError if the connection is gone. Waits for as long as the broker says nothing.
+        """
+        if self._fifth:
+            # As published: or what is retained from now on would look as if it were not.
+            options = SubscribeOptions(
+                qos=1, retainAsPublished=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND
+            )
+            codes = await self.subscribe(pattern, options=options, timeout=math.inf)
+        else:
+            codes = await self.subscribe(pattern, qos=1, timeout=math.inf)
+        return next((code for code in codes if isinstance(code, ReasonCode) and code.is_failure), None)
 
     async def leave(self) -> None:
         """Disconnect politely: the broker forgets our last will."""
@@ -749,6 +924,11 @@ class _Connection(aiomqtt.Client):
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
         # Looked at, so that nobody misses it: aiomqtt throws the future away if the connection ended at once.
         self._failure()
+
+    def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
+        # Not into aiomqtt's queue: whoever is handed it bounds what waits, and counts what does not.
+        if self._heard is not None:
+            self._heard(message)
 
     def _on_publish(
         self, client: paho.Client, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
@@ -835,6 +1015,22 @@ def _properties(expiry: int | None, json: bool) -> Properties | None:
     if json:
         properties.ContentType = "application/json"
         properties.UserProperty = ("schema", str(SCHEMA))
+    return properties
+
+
+def _answer_properties(correlation: bytes | None) -> Properties:
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.MessageExpiryInterval = ANSWER_KEPT_S
+    properties.ContentType = "application/json"
+    if correlation is not None:
+        properties.CorrelationData = correlation
+    return properties
+
+
+def _limits() -> Properties:
+    """What a broker may send us."""
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.MaximumPacketSize = LARGEST_HEARD
     return properties
 
 

@@ -1,8 +1,11 @@
 """What is said on MQTT: topics and payloads. Pure.
 
 Unknown is ``null`` in the state's JSON and silence on a scalar topic: an empty payload would delete what is
-retained there, and that is what withdrawn cars and former slugs get. Every time is the one we were told, in
-RFC 3339, UTC.
+retained there, and that is what withdrawn cars, former slugs and estimates that hold no more get. Every time
+is the one we were told, in RFC 3339, UTC.
+
+What is estimated has fields of its own, which are known all together or not at all; no measured field, and
+none of its times, depends on them.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Final, NamedTuple
 import orjson
 
 from evbatteryd.domain.freshness import Freshness
+from evbatteryd.domain.policy.outlook import Estimate
 from evbatteryd.domain.reading import BatteryState, ChargeState, Measurement, Origin, Signal
 
 SCHEMA: Final = 1
@@ -24,12 +28,15 @@ SCHEMA: Final = 1
 Scalar = float | int | bool | str | datetime | None
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NEARLY: Final = 1e-6
+"""What arithmetic may add to a tenth of a percent."""
 _ENDING: Final = frozenset({Signal.CHARGE_POWER.value, Signal.TIME_TO_FULL.value})
 """Fields of a charge: retained from one that has ended, they would lie."""
 _CHARGE: Final = (Signal.CHARGING, Signal.CHARGE_STATE, Signal.PLUGGED_IN)
 """Signals that tell of each other: the cable of charging, charging of the cable."""
 
-FIELDS: Final = (*(signal.value for signal in Signal), "measured_at", "fetched_at")
+ESTIMATED: Final = ("soc_estimate", "soc_estimate_low", "soc_estimate_high", "estimate_until")
+FIELDS: Final = (*(signal.value for signal in Signal), "measured_at", "fetched_at", *ESTIMATED)
 """Fields that have a scalar topic of their own."""
 
 
@@ -56,6 +63,11 @@ class Telling:
     """Fetched before the present connection to the broker stood."""
     published_at: datetime
     expiry: int
+    estimate: Estimate | None
+    """Of the car as it is now, with a band that holds until it is told anew; None: nothing is claimed, or
+    this is not its newest reading."""
+    estimate_expiry: int
+    """Real seconds that the broker keeps the estimate's scalars."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +99,23 @@ class Topics:
         return Message(f"{self.base}/{telling.slug}/state", state_json(telling), telling.expiry, json=True)
 
     def scalars(self, telling: Telling) -> Iterator[Message]:
-        """One message for each field that is known, and an empty one for what ended with the charge."""
+        """One message for each measured field, and an empty one for what ended with the charge."""
         for field, value in _scalars(telling.state).items():
             if value is None and field in _ENDING and field in telling.state.signals:
                 yield Message(f"{self.base}/{telling.slug}/{field}", b"")
             elif value is not None:
                 yield Message(f"{self.base}/{telling.slug}/{field}", _text(value), telling.expiry)
+
+    def estimated(self, telling: Telling) -> Iterator[Message]:
+        """One message for each field of the estimate, if there is one."""
+        for field, value in _estimated(telling.estimate).items():
+            if value is not None:
+                yield Message(f"{self.base}/{telling.slug}/{field}", _text(value), telling.estimate_expiry)
+
+    def withdrawn_estimate(self, slug: str) -> Iterator[Message]:
+        """Delete what is retained of an estimate that holds no more."""
+        for field in ESTIMATED:
+            yield Message(f"{self.base}/{slug}/{field}", b"")
 
     def cleared(self, slug: str) -> Iterator[Message]:
         """Delete every retained value of a car that has none. Its availability says that it is there."""
@@ -116,6 +139,7 @@ def state_json(telling: Telling) -> bytes:
         {
             "vehicle": telling.slug,
             **fields,
+            **_estimated(telling.estimate),
             "published_at": telling.published_at,
             "source": telling.origin,
             "freshness": telling.freshness,
@@ -133,7 +157,7 @@ def newest(state: BatteryState) -> Measurement | None:
 
 
 def _scalars(state: BatteryState) -> dict[str, Scalar]:
-    """Every one of :data:`FIELDS`, in that order."""
+    """Every one of :data:`FIELDS` that is measured, in that order."""
     return {
         "soc": _number(state.soc_percent),
         "range_km": _number(state.number(Signal.RANGE)),
@@ -147,6 +171,21 @@ def _scalars(state: BatteryState) -> dict[str, Scalar]:
         "odometer_km": _number(state.number(Signal.ODOMETER)),
         "measured_at": state.measured_at,
         "fetched_at": state.fetched_at,
+    }
+
+
+def _estimated(estimate: Estimate | None) -> dict[str, Scalar]:
+    """Every one of :data:`ESTIMATED`, in that order. A tenth of a percent is finer than any estimate.
+
+    The band is rounded outwards.
+    """
+    if estimate is None:
+        return dict.fromkeys(ESTIMATED)
+    return {
+        "soc_estimate": _number(round(estimate.soc_percent, 1)),
+        "soc_estimate_low": _number(math.floor(estimate.low_percent * 10 + _NEARLY) / 10),
+        "soc_estimate_high": _number(math.ceil(estimate.high_percent * 10 - _NEARLY) / 10),
+        "estimate_until": estimate.until,
     }
 
 

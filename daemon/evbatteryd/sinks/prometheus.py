@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from evbatteryd import __version__
 from evbatteryd.domain.fleet import Car, Fleet
+from evbatteryd.domain.forecast import Forecast
 from evbatteryd.domain.freshness import Freshness
 from evbatteryd.domain.ports import Clock
 from evbatteryd.domain.reading import Signal
@@ -74,9 +75,40 @@ class Metrics:
             ["application"],
             registry=own,
         )
+        self._forecast = Gauge(
+            "evbatteryd_calls_forecast",
+            "Requests that will have been spent when the plan's period turns, at this pace.",
+            ["application"],
+            registry=own,
+        )
+        self._expected_interval = Gauge(
+            "evbatteryd_poll_interval_expected_seconds",
+            "Mean time between two polls of a car that can be expected until the plan's period turns.",
+            ["application"],
+            registry=own,
+        )
+        self._period_ends = Gauge(
+            "evbatteryd_period_ends_timestamp_seconds",
+            "When the plan's period turns.",
+            ["application"],
+            registry=own,
+        )
+        self._price = Gauge(
+            "evbatteryd_call_price_percent_seconds",
+            "Error of the state of charge that one more request to a car must end: percentage points, times "
+            "the seconds that they would have stood. Absent until the policy has learnt enough.",
+            ["application"],
+            registry=own,
+        )
         self._webhooks = Counter(
             "evbatteryd_webhooks_total",
             "Webhook deliveries that came, by what they were and what became of them.",
+            ["event", "outcome"],
+            registry=own,
+        )
+        self._hints = Counter(
+            "evbatteryd_hints_total",
+            "Events that wall boxes and automations told, by what they were and what became of them.",
             ["event", "outcome"],
             registry=own,
         )
@@ -121,6 +153,9 @@ class Metrics:
     def webhook(self, event: str, outcome: str) -> None:
         self._webhooks.labels(event, outcome).inc()
 
+    def hint(self, event: str, outcome: str) -> None:
+        self._hints.labels(event, outcome).inc()
+
     def rejected(self, make: str, signal: str) -> None:
         self._rejected.labels(make, signal).inc()
 
@@ -129,6 +164,13 @@ class Metrics:
 
     def bucket(self, application: str, level: float) -> None:
         self._bucket.labels(application).set(level)
+
+    def forecast(self, forecast: Forecast) -> None:
+        application, interval = forecast.terms.application, forecast.interval
+        self._forecast.labels(application).set(forecast.expected)
+        self._period_ends.labels(application).set(forecast.terms.window.end.timestamp())
+        _set(self._expected_interval, application, None if interval is None else interval.total_seconds())
+        _set(self._price, application, forecast.price)
 
     def outbox(self, sink: str, readings: int) -> None:
         self._outbox.labels(sink).set(readings)
@@ -148,6 +190,14 @@ class Metrics:
             # When a counter was created is a series that doubles their number and that nobody asks for.
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             yield generate_latest(_Single(family))
+
+
+def _set(gauge: Gauge, label: str, value: float | None) -> None:
+    """None: the gauge is absent."""
+    if value is None:
+        gauge.remove(label)
+    else:
+        gauge.labels(label).set(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +311,8 @@ class Exposition:
         for gauge in _CAR_GAUGES:
             async for chunk in _written(gauge.name, gauge.help, cars, gauge.line):
                 yield chunk
+        async for chunk in self._estimates(cars):
+            yield chunk
         async for chunk in self._freshness(cars):
             yield chunk
         name = "evbatteryd_vehicles_pushed"
@@ -271,6 +323,17 @@ class Exposition:
             cars,
             _info_line,
         ):
+            yield chunk
+
+    async def _estimates(self, cars: Sequence[Car]) -> AsyncIterator[bytes]:
+        now = self._clock.now()
+        gauge = _Gauge(
+            "evbattery_state_of_charge_estimate_ratio",
+            "State of charge by now, 0 to 1, carried forward from the last measurement: an estimate. Absent "
+            "when nothing is claimed.",
+            lambda car: None if car.trend is None else _ratio(car.trend.at(now)),
+        )
+        async for chunk in _written(gauge.name, gauge.help, cars, gauge.line):
             yield chunk
 
     async def _freshness(self, cars: Sequence[Car]) -> AsyncIterator[bytes]:

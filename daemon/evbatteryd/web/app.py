@@ -17,12 +17,14 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from evbatteryd.domain.errors import StoreError
+from evbatteryd.domain.estimates import Estimator
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.freshness import Freshness
-from evbatteryd.domain.ports import Clock, Steward
+from evbatteryd.domain.ports import Clock, Forecasts, Hints, Steward
+from evbatteryd.domain.vehicle import VehicleId
 from evbatteryd.domain.webhook import WebhookReceiver
 from evbatteryd.enrol.enrolment import Enrolments
-from evbatteryd.web import control, enrolling, managing, receiving, view
+from evbatteryd.web import control, enrolling, hinting, managing, planning, receiving, view
 from evbatteryd.web.announcer import Announcer
 from evbatteryd.web.answers import (
     JSON,
@@ -47,7 +49,7 @@ MOST_PER_CALL = 500
 MOST_WATCHED = 200
 """Cars that one stream may name."""
 TICK_S = 2.0
-"""Real seconds between two looks at what flips by itself: freshness, the fleet, the clock."""
+"""Real seconds between two looks at what moves by itself: freshness, estimates, the fleet, the clock."""
 KEEP_ALIVE_S = 15.0
 RETRY_MS = 3_000
 """How long a browser waits before it listens again."""
@@ -126,6 +128,9 @@ class Health:
     healthy: Callable[[], list[str]]
 
 
+WhyWaiting = Callable[[VehicleId], str | None]
+
+
 def make_app(
     fleet: Fleet,
     clock: Clock,
@@ -137,19 +142,28 @@ def make_app(
     enrolments: Enrolments,
     steward: Steward,
     webhook: WebhookReceiver,
+    hints: Hints,
+    forecasts: Forecasts,
+    estimate: Estimator,
+    why_waiting: WhyWaiting,
 ) -> web.Application:
-    """The whole surface, ready to be served."""
+    """The whole surface, ready to be served.
+
+    ``estimate``: what is told beside what was measured. ``why_waiting``: why a due car is not asked yet.
+    """
     guard = Guard(access, clock)
     app = web.Application(middlewares=[_mistakes, guard.middleware], client_max_size=LARGEST_BODY)
     app[ANNOUNCER] = announcer = Announcer()
     app[_GUARD] = guard
     app[_PAGES] = pages = Pages(clock, started_at, signs_in=access.admin_token is not None)
-    site = _Site(fleet, clock, exposition, health, announcer, pages, guard)
-    parts = Parts(fleet, clock, guard, pages, enrolments, steward)
+    site = _Site(fleet, clock, exposition, health, announcer, pages, guard, estimate, why_waiting)
+    parts = Parts(fleet, clock, guard, pages, enrolments, steward, estimate)
     app.add_routes(enrolling.routes(parts))
     app.add_routes(managing.routes(parts))
     app.add_routes(control.routes(parts))
+    app.add_routes(planning.routes(forecasts, clock))
     app.add_routes(receiving.routes(webhook, clock))
+    app.add_routes(hinting.routes(hints))
     app.router.add_get("/", site.page)
     app.router.add_get("/rows", site.rows)
     app.router.add_get("/metrics", site.metrics)
@@ -182,6 +196,8 @@ class _Site:
         announcer: Announcer,
         pages: Pages,
         guard: Guard,
+        estimate: Estimator,
+        why_waiting: WhyWaiting,
     ) -> None:
         self._fleet = fleet
         self._clock = clock
@@ -190,6 +206,8 @@ class _Site:
         self._announcer = announcer
         self._pages = pages
         self._guard = guard
+        self._estimate = estimate
+        self._why_waiting = why_waiting
 
     # For people
 
@@ -201,10 +219,7 @@ class _Site:
         last = max((found.total - 1) // CARS_PER_PAGE, 0) + 1
         number = min(max(whole_number(request.query.get("page", "")) or 1, 1), last)
         first = (number - 1) * CARS_PER_PAGE
-        rows = [
-            view.row(car, self._fleet.profile(car), self._fleet.freshness(car, now))
-            for car in await found.cut(first, CARS_PER_PAGE)
-        ]
+        rows = [self._look(car, now) for car in await found.cut(first, CARS_PER_PAGE)]
         html = self._pages.html(
             "fleet.html",
             now,
@@ -226,7 +241,7 @@ class _Site:
     async def rows(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events for the page: each car it shows as HTML, now and when it looks different."""
         slugs = _slugs(request)
-        shown: dict[str, tuple[Car, Freshness]] = {}
+        shown: dict[str, _Shown] = {}
         enrolled = len(self._fleet)
         with self._announcer.listen(slugs) as listener:
             stream = await _begun_stream(request)
@@ -240,7 +255,12 @@ class _Site:
                 await listener.news(TICK_S)
         return stream.response
 
-    def _different(self, slugs: frozenset[str], shown: dict[str, tuple[Car, Freshness]]) -> list[str]:
+    def _look(self, car: Car, now: datetime) -> view.Row:
+        return view.row(
+            car, self._fleet.profile(car), self._fleet.freshness(car, now), self._estimate(car, now)
+        )
+
+    def _different(self, slugs: frozenset[str], shown: dict[str, _Shown]) -> list[str]:
         """An event for each car that is not as ``shown``, which is brought up to date."""
         now = self._clock.now()
         events = []
@@ -248,13 +268,14 @@ class _Site:
             car = self._fleet.by_slug(slug)
             if car is None:
                 continue
-            before, after = shown.get(slug), (car, self._fleet.freshness(car, now))
-            if before is not None and before[0] is car and before[1] is after[1]:
+            freshness, estimate = self._fleet.freshness(car, now), self._estimate(car, now)
+            before, after = shown.get(slug), _Shown(car, freshness, view.guess(car, estimate))
+            if before is not None and before.car is car and before == after:
                 continue
             shown[slug] = after
             if car.vehicle.withdrawn_at is None:
-                html = self._pages.row(view.row(car, self._fleet.profile(car), after[1]), now)
-                events.append(_event("row", html))
+                row = view.row(car, self._fleet.profile(car), freshness, estimate)
+                events.append(_event("row", self._pages.row(row, now)))
             else:
                 events.append(_event("gone", slug))
         return events
@@ -316,7 +337,9 @@ class _Site:
     @reader
     async def vehicle(self, request: web.Request) -> web.Response:
         car = car_of(request, self._fleet)
-        return as_json(self._told(request, car, self._clock.now()))
+        told = self._told(request, car, self._clock.now())
+        waits = self._why_waiting(car.id)
+        return as_json(told if waits is None else {**told, "reason": f"due: {waits}"})
 
     @reader
     async def events(self, request: web.Request) -> web.StreamResponse:
@@ -336,7 +359,7 @@ class _Site:
         return stream.response
 
     def _told(self, request: web.Request, car: Car, now: datetime) -> dict[str, object]:
-        told = view.as_json(car, self._fleet.freshness(car, now), now)
+        told = view.as_json(car, self._fleet.freshness(car, now), self._estimate(car, now), now)
         return told | view.consent_json(car) if request[VISITOR].operator else told
 
     # For those who watch over it
@@ -375,6 +398,15 @@ class _Site:
         if level_of(request, self._guard) >= Level.READER:
             told["reasons"] = reasons
         return as_json(told, status=503 if reasons else 200)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What a car looks like rests on this."""
+
+    car: Car
+    freshness: Freshness
+    guess: view.Guess | None
 
 
 class _Stream:

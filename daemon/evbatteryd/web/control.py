@@ -66,7 +66,8 @@ class _Control:
         except CannotChange as why:
             raise web.HTTPConflict(text=str(why)) from None
         now = self._parts.clock.now()
-        told = view.as_json(car, self._parts.fleet.freshness(car, now), now)
+        freshness = self._parts.fleet.freshness(car, now)
+        told = view.as_json(car, freshness, self._parts.estimate(car, now), now)
         return as_json(told | view.consent_json(car))
 
     async def disconnect(self, request: web.Request) -> web.Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from evbatteryd.domain.estimates import Estimator
 from evbatteryd.domain.fleet import Fleet
 from evbatteryd.domain.ports import Clock, Steward
 from evbatteryd.enrol.enrolment import Enrolments
@@ -21,3 +22,4 @@ class Parts:
     pages: Pages
     enrolments: Enrolments
     steward: Steward
+    estimate: Estimator

@@ -11,8 +11,10 @@ from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
 from evbatteryd.domain.cadence import words
+from evbatteryd.domain.estimates import is_worth_showing
 from evbatteryd.domain.fleet import Car, Trouble
 from evbatteryd.domain.freshness import Freshness
+from evbatteryd.domain.policy.outlook import Estimate
 from evbatteryd.domain.profile import Activity, BrandProfile
 from evbatteryd.domain.reading import ChargeState, Signal
 
@@ -23,7 +25,7 @@ LONGEST_REQUEST = timedelta(minutes=5)
 """A poll that fell due this recently may be under way: the source gives up after 300 s."""
 
 
-def as_json(car: Car, freshness: Freshness, now: datetime) -> dict[str, object]:
+def as_json(car: Car, freshness: Freshness, estimate: Estimate | None, now: datetime) -> dict[str, object]:
     """What ``/api/vehicles`` tells of a car: percent, km, kWh, kW, seconds; null is not known."""
     state, schedule, consent = car.state, car.schedule, car.vehicle.consent
     measured = state.measured_at
@@ -46,6 +48,7 @@ def as_json(car: Car, freshness: Freshness, now: datetime) -> dict[str, object]:
         "odometer_km": state.number(Signal.ODOMETER),
         "measured_at": measured,
         "fetched_at": state.fetched_at,
+        **_estimate_json(estimate),
         "age_s": None if measured is None else max(round((now - measured).total_seconds()), 0),
         "freshness": freshness,
         "activity": schedule.activity,
@@ -56,6 +59,16 @@ def as_json(car: Car, freshness: Freshness, now: datetime) -> dict[str, object]:
         "trouble": None if car.trouble is None else _trouble_json(car.trouble),
         "reading_id": car.reading_id,
         "withdrawn_at": car.vehicle.withdrawn_at,
+    }
+
+
+def _estimate_json(estimate: Estimate | None) -> dict[str, object]:
+    """The fields that MQTT has, too: all known or none."""
+    return {
+        "soc_estimate": None if estimate is None else round(estimate.soc_percent, 1),
+        "soc_estimate_low": None if estimate is None else round(estimate.low_percent, 1),
+        "soc_estimate_high": None if estimate is None else round(estimate.high_percent, 1),
+        "estimate_until": None if estimate is None else estimate.until,
     }
 
 
@@ -101,6 +114,17 @@ class Plight:
     """It will not pass by itself: somebody has to act."""
 
 
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """An estimate as people read it, in whole percent."""
+
+    soc: int
+    low: int
+    high: int
+    until: datetime
+    """It is shown no longer than that."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One car of the page. Percent and km are rounded to what people read; instants stay instants."""
@@ -110,6 +134,8 @@ class Row:
     what: str
     """Make and model, if the name does not say them; year and capacity."""
     soc: int | None
+    guess: Guess | None
+    """Shown beside what was measured, never in its place; None: nothing is claimed, or nothing else."""
     limit: int | None
     range_km: int | None
     doing: Doing
@@ -123,13 +149,14 @@ class Row:
     """Where its owner consents anew; None while the consent stands."""
 
 
-def row(car: Car, profile: BrandProfile, freshness: Freshness) -> Row:
+def row(car: Car, profile: BrandProfile, freshness: Freshness, estimate: Estimate | None = None) -> Row:
     state = car.state
     return Row(
         slug=car.slug,
         name=car.vehicle.name,
         what=_what(car, profile),
         soc=_rounded(state.soc_percent),
+        guess=guess(car, estimate),
         limit=_rounded(state.number(Signal.CHARGE_LIMIT)),
         range_km=_rounded(state.number(Signal.RANGE)),
         doing=doing(car),
@@ -140,6 +167,19 @@ def row(car: Car, profile: BrandProfile, freshness: Freshness) -> Row:
         reason=car.schedule.reason,
         plight=None if car.trouble is None else plight(car.trouble),
         again=consent_again(car),
+    )
+
+
+def guess(car: Car, estimate: Estimate | None) -> Guess | None:
+    """The estimate, if it tells people more than the measured value does."""
+    if estimate is None or not is_worth_showing(car, estimate.soc_percent):
+        return None
+    # Outwards, so that the truth stays within the band as often as it was.
+    return Guess(
+        soc=math.floor(estimate.soc_percent + 0.5),
+        low=math.floor(estimate.low_percent),
+        high=math.ceil(estimate.high_percent),
+        until=estimate.until,
     )
 
 

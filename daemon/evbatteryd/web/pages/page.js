@@ -1,5 +1,6 @@
-// Keeps the page up to date: cars arrive as HTML over server-sent events, and times run on by the daemon's
-// clock, which in time-lapse is faster than the wall's. Without this file the page still works.
+// Keeps the page up to date: cars arrive as HTML over server-sent events, also when an estimate has moved, and
+// times run on by the daemon's clock, which in time-lapse is faster than the wall's. Without this file the page
+// still works.
 "use strict";
 
 const clock = document.getElementById("clock");
@@ -36,6 +37,10 @@ function tick() {
   say(clock, new Date(at).toISOString().slice(0, 19).replace("T", " ") + " UTC");
   for (const time of document.querySelectorAll("time[data-words]")) {
     say(time, spelled[time.dataset.words]((at - Date.parse(time.dateTime)) / 1000));
+  }
+  // Nothing is claimed for longer, whether or not the daemon can still say so.
+  for (const claim of document.querySelectorAll("[data-until]")) {
+    claim.toggleAttribute("hidden", at >= Date.parse(claim.dataset.until));
   }
 }
 
