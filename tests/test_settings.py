@@ -124,6 +124,7 @@ def test_one_application_is_all_it_takes(loader: Loader) -> None:
     assert (settings.log.level, settings.log.format) == ("info", "json")
     assert settings.polling.max_in_flight == 512
     assert settings.polling.consents_every == timedelta(minutes=15)
+    assert settings.polling.longest_wait == timedelta(hours=12)
     assert settings.profiles["renault"].name == "Renault"
 
 
@@ -180,6 +181,7 @@ def test_every_key_is_read(loader: Loader, folder: Path) -> None:
         [polling]
         max_in_flight = 8
         consents_every = "1h30m"
+        longest_wait = "6h"
         [brands.renault]
         charging = "20m"
         """
@@ -222,6 +224,7 @@ def test_every_key_is_read(loader: Loader, folder: Path) -> None:
     assert (settings.log.level, settings.log.format) == ("debug", "journal")
     assert settings.polling.max_in_flight == 8
     assert settings.polling.consents_every == timedelta(hours=1, minutes=30)
+    assert settings.polling.longest_wait == timedelta(hours=6)
     assert settings.profiles["renault"].charging == timedelta(minutes=20)
     assert [secret.reveal() for secret in settings.secrets()] == [SECRET] * 3 + [TOKEN]
 
@@ -576,6 +579,7 @@ def test_all_mistakes_at_once(loader: Loader) -> None:
         [polling]
         max_in_flight = 1.5
         consents_every = "soon"
+        longest_wait = 12
         [brands.renot]
         charging = "20m"
         """
@@ -602,6 +606,7 @@ def test_all_mistakes_at_once(loader: Loader) -> None:
         "store.history": "is not a duration",
         "polling.max_in_flight": "must be a whole number",
         "polling.consents_every": "is not a duration",
+        "polling.longest_wait": "is not a duration",
         "brands.renot": "Did you mean 'renault'?",
     }
     assert set(problems) == set(expected)
@@ -687,6 +692,7 @@ def test_all_mistakes_at_once(loader: Loader) -> None:
         (MINIMAL + '[store]\nhistory = "99999999999999999d"', "store.history", "is not a duration"),
         (MINIMAL + '[log]\nlevel = "INFO"', "log.level", "'info'"),
         (MINIMAL + '[polling]\nconsents_every = "0s"', "polling.consents_every", "above zero"),
+        (MINIMAL + '[polling]\nlongest_wait = "0h"', "polling.longest_wait", "above zero"),
         (MINIMAL + "[polling]\nmax_in_flight = 0", "polling.max_in_flight", "at least 1"),
     ],
 )

@@ -7,11 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 
 def whole_milliseconds(at: datetime) -> datetime:
     return at.replace(microsecond=at.microsecond // 1000 * 1000)
+
+
+def utc_offset(zone: ZoneInfo | None) -> Callable[[float], float]:
+    """How many seconds local time is east of UTC at an epoch time; None: where the machine says it is."""
+    if zone is None:
+        return lambda at: float(time.localtime(at).tm_gmtoff)
+
+    def offset(at: float) -> float:
+        east = datetime.fromtimestamp(at, zone).utcoffset()
+        return 0.0 if east is None else east.total_seconds()
+
+    return offset
 
 
 class WallClock:

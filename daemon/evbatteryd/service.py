@@ -19,11 +19,15 @@ from typing import Any
 
 from evbatteryd import __version__, localkey
 from evbatteryd.brands import brand_of
+from evbatteryd.clock import utc_offset
 from evbatteryd.domain.cadence import words
 from evbatteryd.domain.enrolment import Enrolment
 from evbatteryd.domain.errors import StoreError
+from evbatteryd.domain.estimates import Estimator
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.ledger import Share
+from evbatteryd.domain.policy import polling
+from evbatteryd.domain.policy.outlook import Estimate
 from evbatteryd.domain.ports import Clock, Log, Source
 from evbatteryd.domain.reading import Reading
 from evbatteryd.domain.webhook import Challenge, Delivery
@@ -31,8 +35,11 @@ from evbatteryd.enrol.consent import ConnectOptions
 from evbatteryd.enrol.enrolment import Enrolments
 from evbatteryd.flow.cars import Cars
 from evbatteryd.flow.delivery import Delivery as JournalDelivery
+from evbatteryd.flow.forecaster import Forecaster
+from evbatteryd.flow.hints import CarHints
 from evbatteryd.flow.intake import Intake
 from evbatteryd.flow.intake import Read as WebhookReader
+from evbatteryd.flow.lores import Lores
 from evbatteryd.flow.poller import Poller
 from evbatteryd.flow.purse import Purse
 from evbatteryd.flow.roster import Roster
@@ -119,7 +126,17 @@ async def _build(
     welcomes: dict[str, Welcome] = {}
     subscribers: list[Subscriber] = []
     timer = CohortTimer(clock, on_bug)
-    cars = Cars(fleet, store, clock, timer, log, brand_of=lambda make: brand_of(make, settings.profiles))
+    offset = utc_offset(settings.polling.time_zone)
+    lores = Lores(settings.smartcar, store, clock, log, offset=offset)
+    cars = Cars(
+        fleet,
+        store,
+        clock,
+        timer,
+        log,
+        brand_of=lambda make: brand_of(make, settings.profiles),
+        lores=lores,
+    )
     for name, application in settings.smartcar.items():
         purse = Purse(name, application.budget, store, clock, metrics)
         source = SOURCES["smartcar"](
@@ -139,21 +156,60 @@ async def _build(
         log,
         applications=applications,
         max_in_flight=settings.polling.max_in_flight,
+        lores=lores,
         redact=redact_text,
         on_bug=on_bug,
+        longest_wait=settings.polling.longest_wait,
+    )
+
+    def share_of(car: Car) -> Share | None:
+        application = applications.get(car.vehicle.consent.application)
+        return None if application is None else application[1].share(car.id)
+
+    def estimate(car: Car, now: datetime) -> Estimate | None:
+        lore = lores.get(car.vehicle.consent.application)
+        if lore is None:
+            return None
+        try:
+            return polling.estimate(car, fleet.profile(car), lore, now)
+        except Exception:
+            # An estimate is a courtesy: a mistake in it must not keep anybody from the measured value.
+            log.exception("estimate.bug", vehicle=car.slug)
+            return None
+
+    hints = CarHints(
+        cars,
+        clock,
+        metrics,
+        log,
+        polling.after_hint,
+        share_of=share_of,
+        lores=lores,
+        hurry=poller.hurry,
+    )
+    forecaster = Forecaster(
+        fleet,
+        {name: purse for name, (_, purse) in applications.items()},
+        clock,
+        metrics,
+        price_of=lambda car: polling.price_of(car, lores[car.vehicle.consent.application]),
     )
     mqtt = None
     delivery = None
     if settings.mqtt is not None:
         behind = await store.cursor(MqttSink.name) < store.head
         mqtt = MqttSink(
-            _mqtt_options(settings.mqtt), fleet, clock, metrics, log, owed_until=store.head if behind else 0
+            _mqtt_options(settings.mqtt),
+            fleet,
+            clock,
+            metrics,
+            log,
+            owed_until=store.head if behind else 0,
+            estimate=estimate,
+            past_the_hour=timedelta(seconds=-offset(clock.now().timestamp()) % 3600),
+            hints=hints,
         )
         delivery = JournalDelivery(store, mqtt, clock, metrics, log)
-
-    def share_of(car: Car) -> Share | None:
-        application = applications.get(car.vehicle.consent.application)
-        return None if application is None else application[1].share(car.id)
 
     def welcome(enrolment: Enrolment) -> None:
         if enrolment.application in welcomes:
@@ -173,6 +229,7 @@ async def _build(
             for name, known in settings.smartcar.items()
             if known.webhook_id is not None
         },
+        lores=lores,
     )
     connect = {name: _connect_options(name, known) for name, known in settings.smartcar.items()}
     return _Daemon(
@@ -184,6 +241,10 @@ async def _build(
         welcomes=list(welcomes.values()),
         subscribers=subscribers,
         share_of=share_of,
+        estimate=estimate,
+        hints=hints,
+        forecaster=forecaster,
+        lores=lores,
         settings=settings,
         clock=clock,
         log=log,
@@ -311,6 +372,10 @@ class _Daemon:
     welcomes: list[Welcome]
     subscribers: list[Subscriber]
     share_of: Callable[[Car], Share | None]
+    estimate: Estimator
+    hints: CarHints
+    forecaster: Forecaster
+    lores: Lores
     settings: Settings
     clock: Clock
     log: Log
@@ -344,6 +409,10 @@ class _Daemon:
             enrolments=self.enrolments,
             steward=self.steward,
             webhook=self.intake,
+            hints=self.hints,
+            forecasts=self.forecaster,
+            estimate=self.estimate,
+            why_waiting=self.poller.why_waiting,
         )
         listen = self.settings.http.listen
         url = await self.opened.enter_async_context(
@@ -365,6 +434,7 @@ class _Daemon:
         self.cars.listen(tell)
         for purse in self.purses:
             await purse.open()
+        await self.lores.open()
         await self.cars.load(self.settings.smartcar)
         for roster in self.rosters:
             await roster.count()
@@ -395,6 +465,7 @@ class _Daemon:
                     task.cancel()
             await self.poller.drain(DRAIN)
             await self.intake.drain(DRAIN)
+            await self.lores.keep()
             await self._hand_over()
             for task in talking:
                 task.cancel()
@@ -433,6 +504,8 @@ class _Daemon:
     def _askers(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         return [
             ("poller", self.poller.run()),
+            ("forecaster", self.forecaster.run()),
+            ("lores", self.lores.run()),
             *(("roster", roster.run()) for roster in self.rosters),
             *(("welcome", welcome.run()) for welcome in self.welcomes),
             *(("subscriber", subscriber.run()) for subscriber in self.subscribers),

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, TypeVar, cast
 from urllib.parse import SplitResult, unquote, urlsplit
+from zoneinfo import ZoneInfo
 
 from pydantic import (
     AfterValidator,
@@ -147,6 +148,14 @@ def _topic(value: object) -> str:
     if topic.startswith("$"):
         raise _wrong("must not begin with $, which brokers keep for themselves", 'Write it like "home/ev"')
     return topic
+
+
+def _zone(name: object) -> ZoneInfo:
+    mend = 'write a name such as "Europe/Berlin"'
+    try:
+        return ZoneInfo(str(name))
+    except (KeyError, ValueError, OSError) as error:  # no such zone, or no name that a file could have
+        raise _wrong("is not a time zone that this machine knows", mend) from error
 
 
 Duration = Annotated[timedelta, PlainValidator(_duration)]
@@ -756,6 +765,10 @@ class PollingSettings(_Table):
     """Polls that may wait for an answer at the same time."""
     consents_every: Duration = timedelta(minutes=15)
     """How often the list of consenting vehicles is read again."""
+    longest_wait: Duration = timedelta(hours=12)
+    """A car that was not asked for that long after it fell due goes before all that gain more."""
+    time_zone: Annotated[ZoneInfo | None, PlainValidator(_zone)] = None
+    """Where the cars' people live: their habits go by its hours. None: where the machine is."""
 
 
 _TABLES: Final[Mapping[str, type[_Table]]] = {

@@ -20,6 +20,7 @@ from evbatteryd.domain.ports import Polled
 from evbatteryd.domain.reading import merge
 from evbatteryd.domain.vehicle import Consent
 from evbatteryd.flow.cars import Cars
+from evbatteryd.flow.lores import Lores
 from evbatteryd.flow.timer import CohortTimer
 from evbatteryd.flow.watch import FreshnessWatch
 from evbatteryd.logs import get_logger
@@ -81,7 +82,9 @@ async def _load(path: Path) -> None:
     async with open_store(path) as store:
         fleet = Fleet(load_profiles())
         timer = CohortTimer(clock, lambda bug: None)
-        cars = Cars(fleet, store, clock, timer, get_logger("bench"), brand_of=lambda make: "renault")
+        log = get_logger("bench")
+        lores = Lores({"bench"}, store, clock, log, offset=lambda at: 0.0)
+        cars = Cars(fleet, store, clock, timer, log, brand_of=lambda make: "renault", lores=lores)
         watch = FreshnessWatch(fleet, clock, lambda car: None)
         cars.listen(lambda car, reading: watch.follow(car))
         await cars.load({"bench"})

@@ -13,7 +13,7 @@ from evbatteryd.domain import errors
 from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.ledger import Budget
 from evbatteryd.domain.ports import Ticket
-from evbatteryd.domain.profile import Activity, BrandProfile
+from evbatteryd.domain.profile import BrandProfile
 from evbatteryd.domain.reading import Observation, Rejected, Signal, SignalProblem
 from evbatteryd.domain.vehicle import Vehicle
 from tests.fakes import START, until
@@ -27,14 +27,15 @@ async def test_an_answer_becomes_a_committed_reading_and_a_next_poll(tmp_path: P
         assert after.state.soc_percent == 50
         assert after.schedule.outcome == "new"
         assert after.schedule.due is not None
-        # Cars that were enrolled together do not stay in step: the first interval is cut short.
-        assert RENAULT.parked / 2 < after.schedule.due - START < RENAULT.parked
+        assert RENAULT.floor <= after.schedule.due - START < timedelta(hours=12)
         w.source.soc = 51
         again = await w.poll_when_due(after)
-        assert again.schedule.due == w.clock.now() + RENAULT.parked
+        assert again.schedule.due >= w.clock.now() + RENAULT.floor
+        assert again.schedule.gain > 0
+        assert after.learned != again.learned
         assert after.schedule.calls_per_poll == 1
         (stored,) = await w.store.cars()
-        assert stored == again
+        assert stored == replace(again, trend=None)
         journal = [reading.reading_id for reading in await w.store.after(0, 10)]
         assert journal == [after.reading_id, again.reading_id]
         assert [heard.reading_id for _, heard in w.heard if heard] == journal
@@ -63,35 +64,6 @@ async def test_unchanged_answers_write_no_reading_but_confirm(tmp_path: Path) ->
         assert await w.store.after(0, 10) == [r for _, r in w.heard if r]
 
 
-async def test_a_charging_car_is_asked_at_its_brands_charging_pace(tmp_path: Path) -> None:
-    async with world(tmp_path, Budget(calls_per_vehicle=100_000, refill_per_minute=60)) as w:
-        (car,) = await w.enrol()
-
-        async def charging(vehicle: Vehicle) -> Observation:
-            return w.source.observation(60, CHARGING=True)
-
-        w.source.answer = charging
-        await w.poll(car)
-        after = await w.poll_when_due(car)
-        assert after.schedule.activity is Activity.CHARGING
-        assert after.schedule.due == w.clock.now() + RENAULT.charging
-
-
-async def test_an_older_measurement_never_overwrites_a_newer_one(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        (car,) = await w.enrol()
-        await w.poll(car)
-
-        async def older(vehicle: Vehicle) -> Observation:
-            return w.source.observation(90, age=timedelta(hours=5))
-
-        w.source.answer = older
-        after = await w.poll_when_due(car)
-        assert after.state.soc_percent == 50
-        assert after.schedule.outcome == "unchanged"
-        assert len(await w.store.after(0, 10)) == 1
-
-
 async def test_what_cannot_be_is_kept_out_and_kept_with_its_reason(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         (car,) = await w.enrol()
@@ -109,28 +81,6 @@ async def test_what_cannot_be_is_kept_out_and_kept_with_its_reason(tmp_path: Pat
         kept = await w.store.rejections(car.id)
         assert {rejected.signal for rejected in kept} == {Signal.SOC, Signal.RANGE}
         assert len(w.said("reading.rejected")) == 1  # said once, not on every poll
-
-
-@pytest.mark.parametrize(
-    ("error", "wait"),
-    [
-        (
-            errors.RateLimited("RATE_LIMIT:VEHICLE", "wait", retry_after=timedelta(minutes=42)),
-            timedelta(minutes=42),
-        ),
-        (errors.Asleep("VEHICLE_STATE:ASLEEP", "asleep"), RENAULT.idle),
-        (errors.OwnerMustAct("CONNECTED_SERVICES_ACCOUNT:SUBSCRIPTION", "pay"), timedelta(days=1)),
-    ],
-)
-async def test_failures_with_a_known_wait(tmp_path: Path, error: errors.SourceError, wait: timedelta) -> None:
-    async with world(tmp_path) as w:
-        (car,) = await w.enrol()
-        w.source.failing(error)
-        (after,) = await w.poll(car)
-        assert after.schedule.due == START + wait
-        assert after.trouble is not None
-        assert (after.trouble.code, after.trouble.since) == (error.code, START)
-        assert after.schedule.outcome == error.outcome
 
 
 @pytest.mark.parametrize("kind", [errors.Unreachable, errors.Unreadable])
@@ -154,6 +104,29 @@ async def test_failures_back_off_further_and_further_and_end_with_the_first_answ
         assert after.trouble is None
         assert after.schedule.failures == 0
         assert len(w.said("poll.recovered")) == 1
+
+
+async def test_a_car_that_sleeps_for_weeks_is_asked_less_and_less(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as w:
+        (car,) = await w.enrol()
+        w.source.failing(errors.Asleep("VEHICLE_STATE:ASLEEP", "asleep"))
+        began = w.clock.now()
+        while w.clock.now() - began < timedelta(days=21):
+            car = await w.poll_when_due(car)
+        assert car.schedule.due is not None
+        assert car.schedule.due - w.clock.now() > timedelta(days=5)
+        assert car.schedule.reason.startswith("asleep for 2")
+        assert "asked less and less until it wakes" in car.schedule.reason
+        assert len(w.source.asked) < 30
+        (kept,) = await w.store.cars()
+        assert (kept.schedule, kept.trouble) == (car.schedule, car.trouble)
+        w.source.answer = w.source.parked
+        awake = await w.poll_when_due(car)
+        assert awake.trouble is None
+        assert awake.schedule.due is not None
+        assert awake.schedule.due - w.clock.now() < timedelta(days=1)
 
 
 @pytest.mark.parametrize(
@@ -573,8 +546,11 @@ async def test_a_bigger_plan_is_used_from_the_next_start_on(tmp_path: Path) -> N
         clock = w.clock
     async with world(tmp_path, Budget(calls_per_vehicle=10_000), clock=clock) as again:
         await again.roster.count()
+        told: list[Car] = []
+        again.cars.listen(lambda car, _: told.append(car))
         await again.cars.reconsider(lambda car: again.purse.share(car.id))
         due = again.fleet[car.id].schedule.due
+        assert told == [again.fleet[car.id]], "what is told of its estimate holds until it is due"
         assert due is not None
         assert due - START <= RENAULT.parked
 

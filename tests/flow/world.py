@@ -18,6 +18,7 @@ from evbatteryd.domain.profile import BrandProfile
 from evbatteryd.domain.reading import Measurement, Observation, Reading, Signal
 from evbatteryd.domain.vehicle import Consent, Vehicle, VehicleId
 from evbatteryd.flow.cars import Cars
+from evbatteryd.flow.lores import Lores
 from evbatteryd.flow.poller import Poller
 from evbatteryd.flow.purse import Purse
 from evbatteryd.flow.roster import Roster
@@ -183,7 +184,8 @@ class World:
         self.fleet = Fleet(PROFILES)
         self.metrics = Metrics()
         self.timer = CohortTimer(clock, self.bugs.append)
-        self.cars = Cars(self.fleet, store, clock, self.timer, log, brand_of=_brand_of)
+        self.lores = Lores({"home"}, store, clock, log, offset=lambda at: 0.0)
+        self.cars = Cars(self.fleet, store, clock, self.timer, log, brand_of=_brand_of, lores=self.lores)
         self.cars.listen(lambda car, reading: self.heard.append((car, reading)))
         self.purse = Purse("home", budget, store, clock, self.metrics)
         self.poller = Poller(
@@ -194,6 +196,7 @@ class World:
             log,
             applications={"home": (self.source, self.purse)},
             max_in_flight=max_in_flight,
+            lores=self.lores,
             redact=lambda text: text,
             on_bug=self.bugs.append,
         )

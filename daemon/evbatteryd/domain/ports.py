@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, Self
 
 from evbatteryd.domain.enrolment import Ending, Enrolment, EnrolmentId, Invitation, InvitationId
 from evbatteryd.domain.fleet import Car, Schedule
-from evbatteryd.domain.ledger import Bucket
+from evbatteryd.domain.forecast import CarForecast, Forecast
+from evbatteryd.domain.hinting import HintAnswer
+from evbatteryd.domain.ledger import Bucket, Budget, Share
 from evbatteryd.domain.profile import BrandProfile
 from evbatteryd.domain.reading import Observation, Origin, Reading, Rejected
 from evbatteryd.domain.vehicle import Consent, Vehicle, VehicleId
@@ -191,6 +193,14 @@ class Store(Protocol):
         """Note a request before it is sent."""
         ...
 
+    async def lore(self, application: str) -> bytes | None:
+        """What the polling policy has learnt across this application's cars; None: nothing yet."""
+        ...
+
+    async def keep_lore(self, application: str, lore: bytes) -> None:
+        """Keep it in place of what was kept before."""
+        ...
+
     async def keep_bucket(self, application: str, bucket: Bucket) -> None:
         """The application's bucket, when it changed without a request."""
         ...
@@ -322,6 +332,52 @@ class Steward(Protocol):
         ...
 
 
+class Hints(Protocol):
+    """Who takes what a wall box or an automation knows of a car. It costs no call."""
+
+    async def told(self, slug: str, event: str, origin: str) -> HintAnswer:
+        """``event``: the name of a :class:`~evbatteryd.domain.policy.outlook.Hint`; ``origin``: its way here.
+
+        Raises nothing: whatever cannot be taken is refused, with the reason.
+        """
+        ...
+
+
+class Ledger(Protocol):
+    """One application's calls, as they stand."""
+
+    @property
+    def budget(self) -> Budget: ...
+
+    @property
+    def tokens(self) -> float:
+        """Requests that the bucket would let pass at once."""
+        ...
+
+    def share(self, vehicle_id: VehicleId | None) -> Share:
+        """What this car may have; None: of the application's period and cars alone."""
+        ...
+
+    def spent(self, vehicle_id: VehicleId) -> int:
+        """Calls of this car in the present period."""
+        ...
+
+
+class Forecasts(Protocol):
+    """How the plans' periods will end. Walks the fleet in slices."""
+
+    @property
+    def applications(self) -> Collection[str]: ...
+
+    async def forecast(self, application: str, other_calls: int | None = None) -> Forecast:
+        """Of one application; ``other_calls``: the plan to compare with, twice the calls unless given."""
+        ...
+
+    def cars(self, forecast: Forecast) -> AsyncIterator[list[tuple[Car, CarForecast]]]:
+        """Its cars' parts in it, some at a time."""
+        ...
+
+
 class Log(Protocol):
     """Where events are told: a name, and what goes with it. structlog's bound loggers are such."""
 
@@ -346,9 +402,17 @@ class Tally(Protocol):
         """A delivery came, and this became of it."""
         ...
 
+    def hint(self, event: str, outcome: str) -> None:
+        """A wall box or an automation told this of a car, and this became of it."""
+        ...
+
     def rejected(self, make: str, signal: str) -> None: ...
     def budget(self, application: str, remaining: int) -> None: ...
     def bucket(self, application: str, level: float) -> None: ...
+    def forecast(self, forecast: Forecast) -> None:
+        """How an application's period will end."""
+        ...
+
     def outbox(self, sink: str, readings: int) -> None: ...
     def in_flight(self, polls: int) -> None: ...
     def connected(self, up: bool) -> None: ...

@@ -17,6 +17,7 @@ from evbatteryd.domain.cadence import Answered, first_poll, next_poll, resumed
 from evbatteryd.domain.errors import BudgetSpent, StoreError
 from evbatteryd.domain.fleet import Car, Fleet, Schedule, facts_of
 from evbatteryd.domain.ledger import Share
+from evbatteryd.domain.policy import polling
 from evbatteryd.domain.ports import CannotChange, Clock, Log, Polled, Store
 from evbatteryd.domain.reading import BatteryState, Reading
 from evbatteryd.domain.vehicle import (
@@ -28,10 +29,13 @@ from evbatteryd.domain.vehicle import (
     slug_for,
     tidy_name,
 )
+from evbatteryd.flow.lores import Lores
 from evbatteryd.flow.timer import SLICE, CohortTimer
 
 STORE_PAUSE = timedelta(seconds=5)
 LONGEST_LOOK_BACK = timedelta(days=1)
+NOTABLY = timedelta(minutes=10)
+"""By less a poll is not brought forward at a start: what was learnt since it was decided moves it as well."""
 _AT_PACE = frozenset({"new", "unchanged", BudgetSpent.outcome})
 """Outcomes after which a car waits for its brand's pace or its plan, and for nothing of its own."""
 UNKNOWN = "unknown"
@@ -57,6 +61,7 @@ class Cars:
         log: Log,
         *,
         brand_of: Callable[[str], str],
+        lores: Lores,
     ) -> None:
         self.fleet = fleet
         self._store = store
@@ -64,6 +69,7 @@ class Cars:
         self._timer = timer
         self._log = log
         self.brand_of = brand_of
+        self._lores = lores
         self._listeners: list[Listener] = []
         self._guards: dict[VehicleId, tuple[asyncio.Lock, int]] = {}
         self._store_failing = False
@@ -93,6 +99,9 @@ class Cars:
                 profile = self.fleet.profile(known)
                 again = resumed(schedule.due, schedule.reason, profile, known.vehicle.spread, now)
                 known = replace(known, schedule=replace(schedule, due=again.at, reason=again.reason))
+            if application in self._lores:
+                line = polling.trend(known, self.fleet.profile(known), self._lores[application])
+                known = replace(known, trend=line)
             self.fleet.put(known)
             self._arm(known)
             self._announce(known, None)
@@ -114,15 +123,18 @@ class Cars:
             schedule, share = car.schedule, share_of(car)
             if share is None or schedule.due is None or schedule.outcome not in _AT_PACE:
                 continue
-            facts = facts_of(car, self.fleet.profile(car), Answered(frozenset()), share)
+            profile, lore = self.fleet.profile(car), self._lores[car.vehicle.consent.application]
             spent = schedule.outcome == BudgetSpent.outcome
             heard = max(filter(None, (schedule.answered_at, schedule.pushed_at)), default=None)
-            decided_at = schedule.polled_at if spent else heard
-            sooner = next_poll(facts, max(decided_at or now, now - LONGEST_LOOK_BACK))
-            if sooner.at is not None and sooner.at < schedule.due:
+            decided_at = max((schedule.polled_at if spent else heard) or now, now - LONGEST_LOOK_BACK)
+            wanted = polling.again(car, profile, share, lore, decided_at).wanted
+            facts = facts_of(car, profile, Answered(frozenset()), share, wanted)
+            sooner = next_poll(facts, decided_at)
+            if sooner.at is not None and schedule.due - sooner.at > NOTABLY:
                 again = resumed(sooner.at, sooner.reason, facts.profile, facts.spread, now)
                 self.fleet.put(replace(car, schedule=replace(schedule, due=again.at, reason=again.reason)))
                 self._arm(self.fleet[car.id])
+                self._announce(self.fleet[car.id], None)
 
     async def enrol(self, consent: Consent, invited: str | None = None) -> Car:
         """A new vehicle, asked within seconds. ``invited``: the name on the invitation it came by."""
@@ -187,15 +199,37 @@ class Cars:
             car = self.fleet[vehicle_id]
             if car.vehicle.withdrawn_at is None:
                 raise CannotChange("Its owner has consented again meanwhile, so its history was not erased.")
+            await self._forget_habits(car)
             if not await self.kept(lambda: self._store.erase(vehicle_id)):
                 self._log.warning(
                     "store.log_kept", vehicle=car.slug, reason="another program reads the database"
                 )
-            schedule = replace(car.schedule, outcome="", answered_at=None, pushed_at=None)
-            erased = replace(car, schedule=schedule, state=BatteryState(), trouble=None, reading_id=None)
+            schedule = replace(car.schedule, outcome="", answered_at=None, pushed_at=None, gain=0.0)
+            erased = replace(
+                car,
+                schedule=schedule,
+                state=BatteryState(),
+                trouble=None,
+                reading_id=None,
+                learned=b"",
+                trend=None,
+            )
             await self.kept(lambda: self._store.update(erased))
             self._took(erased, None)
             return erased
+
+    async def _forget_habits(self, car: Car) -> None:
+        """Nothing of the car's hours stays in what is known of all cars, in memory or on disk."""
+        application = car.vehicle.consent.application
+        lore = self._lores.get(application)
+        if lore is not None:
+            others = sum(
+                1
+                for other in self.fleet
+                if other.id != car.id and other.consented and other.vehicle.consent.application == application
+            )
+            polling.forgotten(car, lore, others)
+            await self._lores.keep()
 
     async def record(self, vehicle_id: VehicleId, decide: Callable[[Car], Polled | None]) -> Car:
         """Commit an answer. Held in memory and offered again for as long as the store cannot take it."""

@@ -12,6 +12,8 @@ from evbatteryd.domain.cadence import words
 from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.plausibility import plausible
+from evbatteryd.domain.policy import polling
+from evbatteryd.domain.policy.lore import Lore
 from evbatteryd.domain.ports import Clock, Log, Polled, Store, Tally
 from evbatteryd.domain.pushing import DELIVERY_TAKES, after_error, after_push
 from evbatteryd.domain.reading import Origin, Rejected
@@ -59,6 +61,7 @@ class Intake:
         share_of: Callable[[Car], Share | None],
         stranger: Callable[[str], None],
         webhook_ids: Mapping[str, str],
+        lores: Mapping[str, Lore],
     ) -> None:
         self._read = read
         self._cars = cars
@@ -70,6 +73,7 @@ class Intake:
         self._share_of = share_of
         self._stranger = stranger
         self._webhook_ids = webhook_ids
+        self._lores = lores
         self._taken: dict[str, datetime] = {}
         """Deliveries that are committed, oldest first."""
         self._taking: dict[str, asyncio.Task[str]] = {}
@@ -209,8 +213,12 @@ class Intake:
         if delivery.observation is None:
             return car, False, ()
         checked = plausible(delivery.observation, car.state, now)
-        car, news = after_push(car, profile, self._share_of(car), checked.measurements, now)
-        return car, bool(news), checked.rejected
+        pushed, news = after_push(car, profile, self._share_of(car), checked.measurements, now)
+        lore = self._lores.get(car.vehicle.consent.application)
+        if lore is not None:
+            learned, trend = polling.after_push(car, pushed.state, profile, lore, now)
+            pushed = replace(pushed, learned=learned, trend=trend)
+        return pushed, bool(news), checked.rejected
 
     def _was_resolved(self, car: Car, told: ToldError, now: datetime) -> bool:
         """Whether this error is over already: deliveries come in any order."""

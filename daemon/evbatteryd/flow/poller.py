@@ -7,16 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 
-from evbatteryd.domain.cadence import (
-    Answered,
-    Failed,
-    Outcome,
-    activity,
-    consented_anew,
-    next_poll,
-    words,
-)
+from evbatteryd.domain.cadence import consented_anew, words
 from evbatteryd.domain.errors import (
     ApplicationRateLimited,
     ApplicationRefused,
@@ -27,16 +20,19 @@ from evbatteryd.domain.errors import (
     StoreError,
     Unreadable,
 )
-from evbatteryd.domain.fleet import Car, Trouble, facts_of
-from evbatteryd.domain.plausibility import plausible
+from evbatteryd.domain.fleet import Car
+from evbatteryd.domain.policy.lore import Lore
 from evbatteryd.domain.ports import Clock, Log, Polled, Source, Tally
-from evbatteryd.domain.pushing import missed_by_webhooks, silent_for_long
-from evbatteryd.domain.reading import BatteryState, Observation, Rejected, Signal, merge
+from evbatteryd.domain.reading import Observation, Rejected, Signal
+from evbatteryd.domain.settling import settle
 from evbatteryd.domain.vehicle import VehicleId
+from evbatteryd.domain.worth import awaited, claim
 from evbatteryd.flow.cars import Cars
+from evbatteryd.flow.outages import Outages
+from evbatteryd.flow.pauses import pause as wait
 from evbatteryd.flow.purse import CREDENTIALS, OURS, Purse, PurseTicket
 from evbatteryd.flow.timer import CohortTimer
-from evbatteryd.flow.waiting import Kind, WaitingRoom
+from evbatteryd.flow.waiting import LONGEST_WAIT, WaitingRoom
 
 APPLICATION_PAUSE = timedelta(minutes=1)
 """How long an application waits that is rate limited without being told for how long."""
@@ -57,7 +53,7 @@ class _Application:
 
     source: Source
     purse: Purse
-    room: WaitingRoom = field(default_factory=WaitingRoom)
+    room: WaitingRoom
     someone_waits: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -65,7 +61,8 @@ class Poller:
     """Takes cars as they fall due, asks their source, and commits what it says.
 
     At most ``max_in_flight`` requests are under way, at most half of them for one brand: a brand whose cloud
-    hangs for five minutes delays nobody else. ``redact`` cleans what an unreadable answer is kept as.
+    hangs for five minutes delays nobody else. Of a brand whose cloud is down one car is asked now and then
+    until it answers (``flow/outages.py``). ``redact`` cleans what an unreadable answer is kept as.
     """
 
     def __init__(
@@ -78,8 +75,10 @@ class Poller:
         *,
         applications: Mapping[str, tuple[Source, Purse]],
         max_in_flight: int,
+        lores: Mapping[str, Lore],
         redact: Callable[[str], str],
         on_bug: Callable[[BaseException], None],
+        longest_wait: timedelta = LONGEST_WAIT,
     ) -> None:
         self._cars = cars
         self._fleet = cars.fleet
@@ -87,9 +86,14 @@ class Poller:
         self._timer = timer
         self._tally = tally
         self._log = log
-        self._applications = {name: _Application(*parts) for name, parts in applications.items()}
+        self._applications = {
+            name: _Application(source, purse, WaitingRoom(longest_wait))
+            for name, (source, purse) in applications.items()
+        }
         self._slots = asyncio.Semaphore(max_in_flight)
         self._most_per_brand = max(1, max_in_flight // 2)
+        self._outages = Outages(log, most=self._most_per_brand, cars_of=self._cars_of)
+        self._lores = lores
         self._redact = redact
         self._on_bug = on_bug
         self._polls: dict[VehicleId, asyncio.Task[None]] = {}
@@ -97,6 +101,8 @@ class Poller:
         self._rang: set[VehicleId] = set()
         self._waited_for: dict[VehicleId, datetime | None] = {}
         """When the cars that wait were due as they began to."""
+        self._awaited: set[VehicleId] = set()
+        """Cars whose next answer somebody awaits."""
         self._refused: set[str] = set()
         self._brands: Counter[str] = Counter()
         self._freed = asyncio.Event()
@@ -111,13 +117,52 @@ class Poller:
         if vehicle_id in self._polls:
             self._rang.add(vehicle_id)
             return
-        application = self._applications.get(car.vehicle.consent.application)
+        application = self._application_of(car)
         if application is not None:
-            kind = (car.vehicle.brand, car.schedule.activity)
-            application.room.enter(vehicle_id, kind, car.schedule.due or self._clock.now())
+            self._enter(application.room, car)
             self._waited_for[vehicle_id] = car.schedule.due
             application.someone_waits.set()
             self._freed.set()  # for a dispatcher that waits for one of another brand
+
+    def hurry(self, vehicle_id: VehicleId) -> None:
+        """Somebody awaits this car's next answer: when it falls due, it does not wait behind routine.
+
+        Kept in memory alone, until it is asked.
+        """
+        self._awaited.add(vehicle_id)
+        application = self._application_of(self._fleet[vehicle_id])
+        if application is not None and vehicle_id in application.room:
+            self._enter(application.room, self._fleet[vehicle_id])
+
+    def why_waiting(self, vehicle_id: VehicleId) -> str | None:
+        """Why a car that is due has not been asked yet, in one sentence; None if it does not wait."""
+        car, now = self._fleet[vehicle_id], self._clock.now()
+        application = self._application_of(car)
+        if application is None or vehicle_id not in application.room:
+            return None
+        profile, room = self._fleet.profile(car), application.room
+        down = self._outages.why(
+            car.vehicle.consent.application, profile, room.waiting(car.vehicle.brand), now
+        )
+        if down is not None:
+            return down
+        others = f", as {len(room)} cars do: where it gains most it goes first" if len(room) > 1 else ""
+        return f"waits until the application has a request to spare{others}"
+
+    def _enter(self, room: WaitingRoom, car: Car) -> None:
+        hurried = car.id in self._awaited or awaited(car.schedule)
+        bid = claim(car.schedule, self._fleet.profile(car), self._clock.now())
+        room.enter(car.id, car.vehicle.brand, bid, awaited=hurried)
+
+    def _application_of(self, car: Car) -> _Application | None:
+        return self._applications.get(car.vehicle.consent.application)
+
+    def _cars_of(self, application: str, brand: str) -> int:
+        return sum(
+            1
+            for car in self._fleet
+            if car.vehicle.brand == brand and car.vehicle.consent.application == application and _asked(car)
+        )
 
     @property
     def in_flight(self) -> int:
@@ -131,7 +176,7 @@ class Poller:
         """Until cancelled. Polls under way go on then: see :meth:`drain`."""
         async with asyncio.TaskGroup() as dispatchers:
             for name, application in self._applications.items():
-                dispatchers.create_task(self._dispatch(application), name=f"dispatch {name}")
+                dispatchers.create_task(self._dispatch(name, application), name=f"dispatch {name}")
 
     async def drain(self, grace: float) -> None:
         """Let answers under way arrive for ``grace`` real seconds, then give up those that have not.
@@ -147,7 +192,7 @@ class Poller:
         if self._polls:
             await asyncio.wait(list(self._polls.values()), timeout=grace)
 
-    async def _dispatch(self, application: _Application) -> None:
+    async def _dispatch(self, name: str, application: _Application) -> None:
         room, purse = application.room, application.purse
         while True:
             await application.someone_waits.wait()
@@ -158,7 +203,7 @@ class Poller:
             except BaseException:
                 purse.give_back()
                 raise
-            vehicle_id = room.take(self._clock.now(), self._interval, self._admits)
+            vehicle_id = room.take(self._clock.now(), partial(self._admits, name))
             if vehicle_id is not None and self._still_wanted(vehicle_id):
                 self._begin(vehicle_id, purse, application.source)
                 continue
@@ -166,30 +211,40 @@ class Poller:
             self._slots.release()
             if vehicle_id is not None:  # withdrawn while it waited, or answered by a webhook
                 continue
-            if len(room):  # all of them of brands that have enough requests under way
-                self._freed.clear()
-                await self._freed.wait()
+            if len(room):  # all of them of brands that have enough requests under way, or whose cloud is down
+                await self._another_admitted(name, room)
             else:
                 application.someone_waits.clear()
+
+    async def _another_admitted(self, application: str, room: WaitingRoom) -> None:
+        """Until another brand may be admitted."""
+        self._freed.clear()
+        not_full = [brand for brand in room.brands if self._brands[brand] < self._most_per_brand]
+        next_try = self._outages.next_try(application, not_full)
+        if next_try is None:
+            await self._freed.wait()
+        else:
+            span = next_try - self._clock.now() + timedelta(milliseconds=1)
+            await wait(self._clock, span, unless=self._freed)
 
     def _still_wanted(self, vehicle_id: VehicleId) -> bool:
         """Whether a car that waited is to be asked: a webhook may have put its poll off meanwhile."""
         car, waited_for = self._fleet[vehicle_id], self._waited_for.pop(vehicle_id, None)
+        self._awaited.discard(vehicle_id)
         due = car.schedule.due
         put_off = due is not None and due != waited_for and due > self._clock.now()
         return _asked(car) and not put_off
 
-    def _interval(self, kind: Kind) -> timedelta:
-        return self._fleet.profiles[kind[0]].interval(kind[1])
-
-    def _admits(self, brand: str) -> bool:
-        return self._brands[brand] < self._most_per_brand
+    def _admits(self, application: str, brand: str) -> bool:
+        up = self._outages.admits(application, brand, self._clock.now())
+        return up and self._brands[brand] < self._most_per_brand
 
     def _begin(self, vehicle_id: VehicleId, purse: Purse, source: Source) -> None:
         car = self._fleet[vehicle_id]
         now = self._clock.now()
         self._tally.lag(now - (car.schedule.due or now))
         self._brands[car.vehicle.brand] += 1
+        self._outages.begun(car)
         floor = now + self._fleet.profile(car).floor
         ticket = purse.ticket(vehicle_id, prepaid=True, due=floor)
         poll = asyncio.create_task(self._poll(car, purse, source, ticket), name=f"poll {car.slug}")
@@ -202,6 +257,7 @@ class Poller:
         self._tally.in_flight(len(self._polls))
         self._settling.discard(car.id)
         self._brands[car.vehicle.brand] -= 1
+        self._outages.ended(car, self._clock.now())
         self._slots.release()
         self._freed.set()
         if car.id in self._rang:  # it fell due again before it was let go
@@ -233,6 +289,8 @@ class Poller:
             answer = Unreadable("BUG", f"evbatteryd failed on the answer ({type(bug).__name__})")
         self._settling.add(car.id)
         now = self._clock.now()
+        if ticket.calls:
+            self._outages.answered(car, answer, profile, now)
         await self._mind_application(car, purse, answer)
         ticket.close()
         polled: Polled | None = None
@@ -291,63 +349,33 @@ class Poller:
         began: datetime,
         now: datetime,
     ) -> Polled:
-        """The car after this answer: pure but for the purse's share."""
-        profile = self._fleet.profile(car)
-        schedule, state, trouble = car.schedule, car.state, None
-        rejected: tuple[Rejected, ...] = ()
-        excerpt: str | None = None
-        outcome: Outcome
-        if isinstance(answer, SourceError):
-            outcome = Failed(answer, schedule.failures + 1)
-            schedule = replace(schedule, failures=outcome.in_a_row)
-            trouble = _trouble(car.trouble, answer, now)
-            if isinstance(answer, Unreadable) and answer.excerpt:
-                excerpt = self._redact(answer.excerpt)
-        else:
-            checked = plausible(answer, state, now)
-            rejected = checked.rejected
-            state, news = merge(state, checked.measurements)
-            outcome = Answered(news)
-            schedule = replace(
-                schedule,
-                answered_at=now,
-                failures=0,
-                calls_per_poll=max(calls, 1),
-                activity=activity(car.state, state, profile, now),
-            )
-            schedule = replace(schedule, pushed_at=self._still_pushed(car, state, now))
-        known = replace(car, schedule=schedule)
-        decision = next_poll(facts_of(known, profile, outcome, purse.share(car.id)), now)
-        silent = car.schedule.pushed_at is not None and schedule.pushed_at is None
-        schedule = replace(
-            schedule,
-            due=decision.at,
-            reason=f"{decision.reason} (webhooks have fallen silent)" if silent else decision.reason,
-            polled_at=began if calls else schedule.polled_at,
-            outcome=outcome.label,
+        profile, lore = self._fleet.profile(car), self._lores[car.vehicle.consent.application]
+        decide = partial(
+            settle, answer=answer, profile=profile, share=purse.share(car.id), lore=lore, calls=calls
         )
-        return Polled(
-            car=replace(car, state=state, schedule=schedule, trouble=trouble),
-            news=isinstance(outcome, Answered) and bool(outcome.news),
-            at=now,
-            rejected=rejected,
-            excerpt=excerpt,
-        )
-
-    def _still_pushed(self, car: Car, state: BatteryState, now: datetime) -> datetime | None:
-        """When a webhook last brought data, if they can be taken to deliver after what this poll found."""
-        pushed_at, profile, doing = car.schedule.pushed_at, self._fleet.profile(car), car.schedule.activity
-        if pushed_at is None or silent_for_long(pushed_at, profile, doing, now):
-            return None
-        if missed_by_webhooks(car.state, state, pushed_at, profile, doing, now):
+        try:
+            settled = decide(car, began=began, now=now)
+        except Exception:
+            if not car.learned:
+                raise
+            # What was learnt is kept, so a mistake in it would come again after every restart.
+            self._log.exception("policy.bug", vehicle=car.slug)
+            settled = decide(replace(car, learned=b""), began=began, now=now)
+        if settled.missed:
             self._report_silence(car, now)
-            return None
-        return pushed_at
+        excerpt = answer.excerpt if isinstance(answer, Unreadable) else ""
+        return Polled(
+            car=settled.car,
+            news=settled.news,
+            at=now,
+            rejected=settled.rejected,
+            excerpt=self._redact(excerpt) if excerpt else None,
+        )
 
     def _consented_meanwhile(self, car: Car, now: datetime) -> Polled:
         """The consent that was refused is not the one the owner has given since: ask with that."""
         first = consented_anew(self._fleet.profile(car), car.vehicle.spread, now, now)
-        schedule = replace(car.schedule, due=first.at, reason=first.reason, polled_at=now)
+        schedule = replace(car.schedule, due=first.at, reason=first.reason, polled_at=now, gain=0.0)
         return Polled(car=replace(car, schedule=schedule), news=False, at=now)
 
     def _report(self, before: Car, after: Car) -> None:
@@ -408,9 +436,3 @@ class Poller:
 
 def _asked(car: Car) -> bool:
     return car.consented and car.schedule.due is not None
-
-
-def _trouble(before: Trouble | None, error: SourceError, now: datetime) -> Trouble:
-    """The same trouble as before goes on since then; another one begins now."""
-    since = before.since if before is not None and before.outcome == error.outcome else now
-    return Trouble(error.outcome, error.code, error.detail, since)

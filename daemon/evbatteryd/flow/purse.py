@@ -112,9 +112,23 @@ class Purse:
             left = max(self.budget.calls_per_vehicle - spent, 0)
         return Share(
             calls_left=left,
+            calls=self.budget.calls_per_vehicle,
+            began_at=period.start,
             renews_at=period.end,
             application_interval=timedelta(minutes=cars / self.budget.refill_per_minute),
+            cars=cars,
+            pool_spent=self._total if self.budget.pooled else None,
         )
+
+    @property
+    def tokens(self) -> float:
+        """Requests that the bucket would let pass at once."""
+        return self._bucket.now(self.budget, self._clock.now()).level
+
+    def spent(self, vehicle_id: VehicleId) -> int:
+        """Calls of this car in the present period."""
+        self._turn(self._clock.now())
+        return self._spent.get(vehicle_id, 0)
 
     async def exhausted(self, vehicle_id: VehicleId) -> None:
         """Smartcar says the calls are used up, whatever we counted: believe it until the period turns."""
