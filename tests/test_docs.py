@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from evbatteryd.cli import main
-from evbatteryd.domain.reading import Signal
+from evbatteryd.domain.policy.outlook import Hint
+from evbatteryd.sinks.payload import FIELDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,9 +25,14 @@ def test_every_flag_of_the_demo_is_in_the_readme(option: str) -> None:
     assert f"`{option}" in README
 
 
-@pytest.mark.parametrize("signal", Signal)
-def test_every_field_is_in_the_readme(signal: Signal) -> None:
-    assert f'"{signal.value}"' in README
+@pytest.mark.parametrize("field", [*FIELDS, "reading_id", "published_at", "freshness", "replayed"])
+def test_every_field_is_in_the_readme(field: str) -> None:
+    assert f'"{field}"' in README
+
+
+@pytest.mark.parametrize("hint", Hint)
+def test_every_hint_is_in_the_readme(hint: Hint) -> None:
+    assert f"`{hint}`" in README
 
 
 def test_every_metric_is_in_the_readme_and_none_that_is_not_there() -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import sqlite3
+import sys
+import termios
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
+from aiohttp import web
 
 from evbatteryd.clock import FastClock
 from evbatteryd.simulator import Simulator, SimulatorOptions
@@ -182,3 +187,180 @@ def in_order(told: list[tuple[str, str]]) -> bool:
 def served(stats: dict[str, dict[str, dict[str, int]]]) -> int:
     """Requests that the simulator has seen, of whatever kind and end."""
     return sum(sum(ends.values()) for ends in stats["requests"].values())
+
+
+# --- daemons that keep to the policy's own pace --------------------------------------------------------
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Arrivals:
+    """What reached a simulator: of which car, when."""
+
+    clock: FastClock
+    calls: list[tuple[str, datetime]] = field(default_factory=list)
+    others: int = 0
+    """Calls that no car pays for: tokens, lists of connections."""
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def counting(self) -> Middleware:
+        @web.middleware
+        async def counted(request: web.Request, handler: Handler) -> web.StreamResponse:
+            vehicle = request.match_info.get("vehicle")
+            if request.path.startswith("/_control/"):
+                return await handler(request)
+            if vehicle is None:
+                self.others += 1
+                return await handler(request)
+            self.calls.append((vehicle, self.clock.now()))
+            self.begun.set()
+            try:
+                return await handler(request)
+            finally:
+                self.answered.set()
+
+        return counted
+
+    def by_car(self) -> Counter[str]:
+        return Counter(vehicle for vehicle, _ in self.calls)
+
+
+class TimeLapse(FastClock):
+    """A clock whose speed a test can change. Daemons that have begun do not notice: none may run then."""
+
+    def __init__(self, speed: float, start: datetime) -> None:
+        self.start = start
+        self.origin = time.monotonic()
+        super().__init__(speed, self.start, self.origin)
+
+    def turn(self, speed: float) -> None:
+        self.__init__(speed, self.now())
+
+
+@dataclass
+class Town:
+    """Simulated cars and a broker, for any number of daemons that share their clock."""
+
+    folder: Path
+    clock: TimeLapse
+    simulator: Simulator
+    url: str
+    control: Control
+    broker: Mosquitto
+    arrivals: Arrivals
+
+    def settled(self, name: str, budget: str, *, polling: str = "") -> Path:
+        """The configuration of a daemon of that name, which is its base topic too; in a folder of its own."""
+        folder = self.folder / name
+        folder.mkdir()
+        (folder / "secret").touch(mode=0o600)
+        (folder / "secret").write_text(self.simulator.client_secret)
+        origins = ", ".join(f'{host} = "{self.url}"' for host in ("connect", "iam", "vehicle", "management"))
+        config = folder / "evbatteryd.toml"
+        config.write_text(
+            f"""
+[smartcar.test]
+application_id = "{self.simulator.application_id}"
+client_id = "{self.simulator.client_id}"
+client_secret = {{ file = "secret" }}
+origins = {{ {origins} }}
+[smartcar.test.budget]
+{budget}
+[mqtt]
+url = "mqtt://127.0.0.1:{self.broker.port}"
+base_topic = "{name}"
+client_id = "{name}"
+[http]
+listen = "127.0.0.1:{free_port()}"
+[polling]
+time_zone = "UTC"
+{polling}
+[store]
+url = "sqlite:///{folder}/evbatteryd.db"
+"""
+        )
+        return config
+
+    def daemon(self, config: Path) -> Daemon:
+        return Daemon(config, self.clock.speed, self.clock.start, self.clock.origin)
+
+
+@asynccontextmanager
+async def town(
+    folder: Path, start: datetime, speed: float, *middlewares: Middleware, **options: object
+) -> AsyncIterator[Town]:
+    """``options``: of the simulator, which has no plan and a large bucket unless they say otherwise."""
+    clock = TimeLapse(speed, start)
+    chosen = {"calls_per_vehicle": None, "bucket": 20_000, "refill_per_minute": 600, "latency_scale": 0.1}
+    simulator = Simulator(SimulatorOptions(**{**chosen, **options}), clock)
+    arrivals = Arrivals(clock)
+    simulator.app.middlewares.extend((arrivals.counting(), *middlewares))
+    async with AsyncExitStack() as opened:
+        url = await opened.enter_async_context(simulator.serving("127.0.0.1", 0))
+        control = await opened.enter_async_context(controlling(url))
+        broker = await opened.enter_async_context(Mosquitto(folder / "broker"))
+        yield Town(folder, clock, simulator, url, control, broker, arrivals)
+
+
+async def listed(daemon: Daemon) -> dict[str, dict[str, object]]:
+    """What the daemon tells of its cars, by slug."""
+    async with aiohttp.ClientSession() as session, session.get(f"{daemon.url}/api/vehicles") as answer:
+        return {car["slug"]: car for car in (await answer.json())["vehicles"]}
+
+
+async def page(daemon: Daemon, path: str) -> str:
+    async with aiohttp.ClientSession() as session, session.get(f"{daemon.url}{path}") as answer:
+        assert answer.status == 200, await answer.text()
+        return await answer.text()
+
+
+async def metrics(daemon: Daemon) -> dict[str, float]:
+    """Every sample by its name and labels, as they are written."""
+    lines = (await page(daemon, "/metrics")).splitlines()
+    samples = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in samples}
+
+
+async def command(config: Path, *arguments: str, terminal: int | None = None) -> str:
+    """What ``evbatteryd ARGUMENTS`` prints, by itself or in a terminal of so many columns."""
+    words = (sys.executable, "-m", "evbatteryd", *arguments, "--config", str(config))
+    if terminal is None:
+        process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+        said, _ = await process.communicate()
+    else:
+        ours, theirs = os.openpty()
+        termios.tcsetwinsize(theirs, (24, terminal))
+        process = await asyncio.create_subprocess_exec(*words, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        said = await asyncio.to_thread(_read_all, ours)
+        await process.wait()
+    assert process.returncode == 0, said
+    return said.decode()
+
+
+def _read_all(terminal: int) -> bytes:
+    """Until whoever writes has ended, which Linux tells by an error."""
+    said = b""
+    with os.fdopen(terminal, "rb", buffering=0) as written, suppress(OSError):
+        while chunk := written.read(4096):
+            said += chunk
+    return said
+
+
+def rows(config: Path, query: str, *arguments: object) -> list[tuple]:
+    """Of the daemon's store, whether it runs or not."""
+    # Read-only: whoever else closes such a file last folds its log into it, which is the daemon's to do.
+    address = f"{(config.parent / 'evbatteryd.db').as_uri()}?mode=ro"
+    with closing(sqlite3.connect(address, uri=True)) as db:
+        return db.execute(query, arguments).fetchall()
+
+
+async def enrolled(config: Path, count: int) -> dict[str, str]:
+    """The slug of each car by its id at Smartcar, as soon as the daemon knows so many."""
+    async with asyncio.timeout(30):
+        while len(found := rows(config, "SELECT vehicle_ref, slug FROM vehicle")) < count:  # noqa: ASYNC110 - another process makes it true
+            await asyncio.sleep(0.05)
+    return dict(found)
