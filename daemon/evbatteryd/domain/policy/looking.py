@@ -49,8 +49,8 @@ LONGEST_IN_INTERVALS: Final = 2.2
 LOOK_AHEAD: Final = 0.25
 """How far ahead ``r`` is averaged, in intervals: a look just before the morning's rush waits for it."""
 STEP: Final = 5 * MINUTE
-SILENT_SHARE: Final = 0.25
-"""A car that was silent for days is asked after another quarter of its silence."""
+SILENT_SHARE: Final = 0.06
+"""A car that has done nothing for days is asked after that share more of what these exceed four days by."""
 LONGEST_SILENT_WAIT: Final = 7 * DAY
 # Fractions that the traces of docs/polling.md gave; nothing depends on their second digit.
 OUT_LONGER: Final = 1.3
@@ -117,12 +117,16 @@ def longest_wait(terms: Terms) -> float:
 
 def next_look(habits: Habits, brand: BrandLore, lore: Lore, terms: Terms, price: float, now: float) -> Moment:
     """When to look again at this car. ``price``: of a poll, all of its calls together."""
-    silence = now - habits.changed
-    if habits.laid_up_at(now):
-        return _laid_up(habits, terms, price, now, silence)
     moment = _next(habits, brand, lore, terms, price, now)
     latest = now + longest_wait(terms)
-    return moment if moment.at <= latest else replace(moment, at=latest)
+    if moment.at > latest:
+        moment = replace(moment, at=latest)
+    if habits.laid_up_at(now):
+        silence = now - habits.changed
+        later = now + min(SILENT_SHARE * (silence - SILENT_FROM), LONGEST_SILENT_WAIT)
+        if moment.at < later:
+            return _laid_up(habits, price, now, later, silence)
+    return moment
 
 
 def _next(habits: Habits, brand: BrandLore, lore: Lore, terms: Terms, price: float, now: float) -> Moment:
@@ -137,12 +141,11 @@ def _next(habits: Habits, brand: BrandLore, lore: Lore, terms: Terms, price: flo
     return resting(habits, lore, terms, price, now, parked)
 
 
-def _laid_up(habits: Habits, terms: Terms, price: float, now: float, silence: float) -> Moment:
+def _laid_up(habits: Habits, price: float, now: float, later: float, silence: float) -> Moment:
     """It comes back as if its silence had no scale of its own, at a rate of one over it (Lindy's law)."""
-    wait = max(longest_wait(terms), min(SILENT_SHARE * (silence - SILENT_FROM), LONGEST_SILENT_WAIT))
-    days = silence / DAY
+    wait, days = later - now, silence / DAY
     why = f"it has done nothing for {days:.0f} days: asked less and less until the first sign of life"
-    return Moment(now + wait, why, min(price, habits.trip_size * wait / silence * wait / 2))
+    return Moment(later, why, min(price, habits.trip_size * wait / silence * wait / 2))
 
 
 def _told(habits: Habits, now: float, *what: Told) -> bool:
