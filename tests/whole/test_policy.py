@@ -206,13 +206,19 @@ async def _end_claims(place: Town, witness: Witness, lived: Lived) -> None:
     """From now on Smartcar answers nothing, and some time later the first of the estimates holds no more."""
     await place.control.fault("SERVER:INTERNAL")
     until = {slug: _at(car["estimate_until"]) for slug, car in lived.claimed.items() if car["estimate_until"]}
-    lived.first = min(until, key=lambda slug: until[slug])
-    start, heard = until[lived.first] - timedelta(minutes=20), len(witness.heard)
+    start, heard = min(until.values()) - timedelta(minutes=20), len(witness.heard)
+
+    def withdrawn(w: Witness) -> str | None:
+        """The first car whose estimate is withdrawn; that of another may have been renewed meanwhile."""
+        states = (m.json for m in w.heard[heard:] if m.payload and "bridge" not in m.topic)
+        return next((told["vehicle"] for told in states if told["soc_estimate"] is None), None)
+
     async with Daemon(lived.config, SLOWER, start, time.monotonic()) as later:
+        await witness.until(withdrawn)
+        found = withdrawn(witness)
+        assert found is not None
+        lived.first = found
         topic = f"{BASE}/{lived.first}/state"
-        await witness.until(
-            lambda w: any(m.topic == topic and m.json["soc_estimate"] is None for m in w.heard[heard:])
-        )
         lived.withdrawn = (await listed(later))[lived.first]
         lived.told_last = witness.on(topic)[-1].json
 
