@@ -4,6 +4,7 @@ baseline the scale that suits it best."""
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from tests.benchmarks.harness.upstream import PollError, Reading, Vehicle
@@ -11,7 +12,7 @@ from tests.benchmarks.harness.upstream import PollError, Reading, Vehicle
 MIN = 60.0
 
 
-class Baseline:
+class Baseline(ABC):
     """A policy that waits, by what it was just told."""
 
     name = "baseline"
@@ -22,9 +23,9 @@ class Baseline:
     def first(self, vehicle: Vehicle, now: float) -> float:
         return now + random.Random(f"{self.seed}/{vehicle.id}").random() * 30 * MIN * self.scale
 
+    @abstractmethod
     def wait(self, vehicle: Vehicle, answer: Reading | PollError) -> float:
         """Seconds to the next poll, before scaling."""
-        raise NotImplementedError
 
     def after(self, vehicle: Vehicle, answer: Reading | PollError, now: float) -> float:
         if isinstance(answer, PollError) and answer.retry_after:
