@@ -98,11 +98,12 @@ class Lived:
     """When each car was to be asked next then."""
     taken_up: Kept | None = None
     after: Kept | None = None
-    """Twenty minutes later."""
+    """Twenty minutes later at the least, when more was learnt."""
+    hours_after: float = 0.0
     first_asked: dict[str, datetime] = field(default_factory=dict)
     """After the kill."""
     calls_after: int = 0
-    """In the twenty minutes after it, at the least."""
+    """In those hours."""
     claimed: Cars = field(default_factory=dict)
     """The cars before Smartcar fell silent."""
     first: str = ""
@@ -192,14 +193,21 @@ async def _begin_again(place: Town, slugs: dict[str, str], lived: Lived) -> None
     async with place.daemon(config) as daemon:
         lived.taken_up = _kept(config)
         lived.why = await command(config, "why", max(lived.due, key=lambda slug: lived.due[slug]))
-        while place.clock.now() < begun_at + timedelta(minutes=20):  # noqa: ASYNC110 - time goes by
+        while place.clock.now() < begun_at + timedelta(minutes=20) or not _learnt_since(lived):
+            assert place.clock.now() < begun_at + timedelta(hours=6), "nothing more was learnt"
             await asyncio.sleep(LOOK_EVERY_S)
-        lived.after = _kept(config)
+        lived.hours_after = (place.clock.now() - begun_at) / timedelta(hours=1)
         lived.claimed = await listed(daemon)
         assert await daemon.end(signal.SIGTERM) == 0
     for ref, at in place.arrivals.calls[arrived:]:
         lived.first_asked.setdefault(slugs[ref], at)
         lived.calls_after += 1
+
+
+def _learnt_since(lived: Lived) -> bool:
+    """Whether more is kept than the killed daemon left: a busy machine keeps it late."""
+    lived.after = _kept(lived.config)
+    return lived.after.hours_watched > lived.before.hours_watched
 
 
 async def _end_claims(place: Town, witness: Witness, lived: Lived) -> None:
@@ -239,7 +247,6 @@ def test_what_was_learnt_survives_a_kill(lived: Lived) -> None:
     assert all(lived.after.habits[slug] == lived.before.habits[slug] for slug in not_asked)
     # Who had forgotten would have watched since then alone.
     assert lived.before.hours_watched > CARS * 6
-    assert lived.after.hours_watched > lived.before.hours_watched
     assert lived.after.lore["brands"].keys() == lived.before.lore["brands"].keys() == set(BRANDS)
 
 
@@ -261,7 +268,7 @@ def test_after_a_kill_nobody_is_asked_who_is_not_due(lived: Lived) -> None:
     for slug, at in lived.first_asked.items():
         assert at >= lived.due[slug] - SLACK, slug
     even_per_hour = CARS * CALLS / 30 / 24
-    assert lived.calls_after <= 2 * even_per_hour
+    assert lived.calls_after <= 2 * even_per_hour * max(lived.hours_after, 1)
 
 
 # --- the estimate ---------------------------------------------------------------------------------------
