@@ -15,11 +15,13 @@ from pathlib import Path
 from evbatteryd.domain.enrolment import Ending
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Car
-from evbatteryd.domain.ports import Store
+from evbatteryd.domain.ports import Published, Store
 from evbatteryd.store import SqliteStore, open_store, sqlite
 from evbatteryd.store.codec import Row
 from tests.store.cars import MINUTE, START, all_readings, answer, enrolled, recorded, request
 from tests.store.enrolments import begun, consented, invited
+
+NAMES = frozenset({"state", "availability", "polling"})
 
 
 def say(**what: object) -> None:
@@ -50,6 +52,40 @@ async def hammer(path: Path) -> None:
             drivers.create_task(drive(store, await enrolled(store, number)))
 
 
+async def tell(path: Path) -> None:
+    """Readings are delivered, what is published is noted, marks are kept and taken. Until killed."""
+
+    async def drive(store: Store, car: Car) -> None:
+        for minute in count():
+            reading = await recorded(store, car, minute)
+            await store.delivered("mqtt", {car.id: reading.seq})
+            say(delivered=car.id, seq=reading.seq)
+
+    async def settle(store: Store) -> None:
+        while True:
+            owed = await store.owed("mqtt", 0, 1)
+            cursor = owed[0][0] - 1 if owed else 0
+            await store.delivered("mqtt", {}, cursor)
+            say(cursor=cursor)
+
+    async def note(store: SqliteStore) -> None:
+        for number in count():
+            leaves = frozenset({"state", f"field_{number}"})
+            await store.note_published([Published("evbatteryd", f"zoe_{of}", leaves) for of in range(5)])
+            say(noted=number)
+            await store.keep_mark(f"sink {number}", f"mark {number}")
+            say(kept=number)
+            if number >= 2:
+                await store.mark(f"sink {number - 2}")
+                say(taken=number - 2)
+
+    async with open_store(path) as store, asyncio.TaskGroup() as hands:
+        for number in range(5):
+            hands.create_task(drive(store, await enrolled(store, number)))
+        hands.create_task(settle(store))
+        hands.create_task(note(store))
+
+
 async def fill(path: Path) -> None:
     """Write until a file may not grow any further, then with room again. Tell what was kept of it."""
     async with open_store(path) as store:
@@ -66,6 +102,9 @@ async def fill(path: Path) -> None:
         together = await asyncio.gather(
             *(store.record(answer(car, 9999, excerpt="x" * 10_000)) for _ in range(30)),
             store.update(replace(car, vehicle=replace(car.vehicle, name="never" * 10_000))),
+            store.delivered(sink := "mqtt" * 50_000, {car.id: 1}, 1),
+            store.note_published([Published("evbatteryd", f"zoe_{of}", NAMES) for of in range(5000)]),
+            store.keep_mark("mqtt", "mark" * 50_000),
             return_exceptions=True,
         )
         say(
@@ -75,6 +114,8 @@ async def fill(path: Path) -> None:
             head=store.head,
             readings=len(await all_readings(store)),
             excerpt=await store.excerpt(car.id),
+            owed=len(await store.owed(sink, 0, 1_000_000)),
+            published=len(await store.published()),
         )
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         reading = await recorded(store, car, kept)
@@ -119,6 +160,7 @@ if __name__ == "__main__":
     verbs = {
         "hold": hold,
         "hammer": hammer,
+        "tell": tell,
         "fill": fill,
         "consent": consent,
         "erase_by_half": erase_by_half,

@@ -435,26 +435,6 @@ async def test_the_source_may_correct_the_count(store: Store) -> None:
     assert (new.spent, new.bucket) == ({car.id: 3}, None)
 
 
-async def test_the_journal_is_read_from_any_position(store: Store) -> None:
-    car = await enrolled(store)
-    readings = [await recorded(store, car, n) for n in range(5)]
-    assert await store.after(0, 2) == readings[:2]
-    assert await store.after(readings[1].seq, 2) == readings[2:4]
-    assert await store.after(readings[4].seq, 2) == []
-
-
-async def test_each_sink_has_a_cursor_that_never_goes_back(opener: Opener) -> None:
-    async with opener() as store:
-        assert await store.cursor("mqtt") == 0
-        await store.delivered("mqtt", 7)
-        await store.delivered("mqtt", 5)
-        await store.delivered("prometheus", 2)
-    async with opener() as store:
-        assert await store.cursor("mqtt") == 7
-        assert await store.cursor("prometheus") == 2
-        assert await store.cursor("remote") == 0
-
-
 async def test_history_is_one_vehicles_in_the_order_of_the_cars_clock(store: Store) -> None:
     car, other = await enrolled(store, 1), await enrolled(store, 2)
     late = await recorded(store, car, 30)
@@ -478,8 +458,8 @@ async def test_history_is_one_vehicles_in_the_order_of_the_cars_clock(store: Sto
 async def test_only_what_is_old_and_taken_by_every_sink_is_pruned(store: Store) -> None:
     car = await enrolled(store)
     readings = [await recorded(store, car, minute) for minute in (1, 2, 9, 3, 4)]
-    await store.delivered("mqtt", readings[4].seq)
-    await store.delivered("remote", readings[3].seq)
+    await store.delivered("mqtt", {}, readings[4].seq)
+    await store.delivered("remote", {}, readings[3].seq)
     assert await store.prune(START + 5 * MINUTE) == 3
     assert await all_readings(store) == [readings[2], readings[4]]
     assert await store.prune(START + 5 * MINUTE) == 0
@@ -496,7 +476,7 @@ async def test_a_sink_that_has_only_asked_for_its_cursor_loses_nothing(store: St
     car = await enrolled(store)
     reading = await recorded(store, car, 1)
     assert await store.cursor("new") == 0
-    await store.delivered("mqtt", reading.seq)
+    await store.delivered("mqtt", {}, reading.seq)
     assert await store.prune(START + timedelta(days=1)) == 0
     assert await all_readings(store) == [reading]
 

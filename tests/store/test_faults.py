@@ -81,6 +81,41 @@ async def test_how_an_enrolment_was_told_to_have_ended_survives_a_kill(
         assert len(used) == len(await store.awaited())
 
 
+@pytest.mark.parametrize("acknowledgements", [1, 50, 1000])
+async def test_what_was_delivered_and_noted_survives_a_kill(path: Path, acknowledgements: int) -> None:
+    with child("tell", path) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(acknowledgements)]
+        process.kill()
+        # The last line may have been cut off by the kill.
+        lines += [line for line in process.stdout if line.endswith("\n")]
+    told = [json.loads(line) for line in lines]
+
+    def last(what: str) -> int:
+        return max((one[what] for one in told if what in one), default=-1)
+
+    noted, taken = last("noted"), last("taken")
+    async with open_store(path) as store:
+        owed = dict(await store.owed("mqtt", 0, 1_000_000))
+        readings = await all_readings(store)
+        assert store.head == len(readings)
+        assert await store.cursor("mqtt") >= last("cursor")
+        for one in told:
+            if "delivered" in one:
+                assert one["seq"] not in owed
+        # At most the one reading of each car that was on its way is owed.
+        assert len(set(owed.values())) == len(owed)
+        # One transaction: all of them are of one round, the last one told of or the one on its way.
+        published = await store.published()
+        rounds = {leaf for note in published for leaf in note.leaves - {"state"}}
+        assert rounds in [{f"field_{number}"} if number >= 0 else set() for number in (noted, noted + 1)]
+        assert len(published) == 5 * len(rounds)
+        for number in range(taken + 1):
+            assert await store.mark(f"sink {number}") is None
+        for number in range(taken + 2, last("kept") + 1):  # the one between them may be on its way
+            assert await store.mark(f"sink {number}") == f"mark {number}"
+
+
 async def test_a_full_disk_is_said_and_outlived(path: Path) -> None:
     with child("fill", path) as process:
         assert process.stdout is not None
@@ -89,12 +124,14 @@ async def test_a_full_disk_is_said_and_outlived(path: Path) -> None:
     assert "the disk is full" in full["words"]
     assert full["kept"] > 0
     assert full["readings"] == full["head"] == full["kept"]
-    assert full["refused"] == ["StoreError"] * 31
+    assert full["refused"] == ["StoreError"] * 34
     assert full["excerpt"] is None
+    assert (full["owed"], full["published"]) == (full["kept"], 0)
     assert after == {"seq": full["kept"] + 1, "readings": full["kept"] + 1}
     async with open_store(path) as store:
         assert len(await all_readings(store)) == full["kept"] + 1
         assert [car.vehicle.name for car in await store.cars()] == ["Zoe 1"]
+        assert await store.mark("mqtt") is None
 
 
 async def test_a_second_process_is_refused_until_the_first_is_gone(path: Path) -> None:

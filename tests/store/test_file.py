@@ -201,13 +201,17 @@ async def test_reading_beside_the_daemon(path: Path) -> None:
             assert await all_readings(reader) == [first]
             assert await reader.cursor("new") == 0
             second = await recorded(store, car, 2)
-            assert await reader.after(reader.head, 10) == [second]
+            assert await reader.owed("new", reader.head, 10) == [(second.seq, car.id)]
             with pytest.raises(StoreError, match="reading only"):
                 await reader.update(replace(car, reading_id=None))
             with pytest.raises(StoreError, match="reading only"):
                 await reader.prune(START + timedelta(days=1))
             with pytest.raises(StoreError, match="reading only"):
                 await reader.erase(car.id)
+            with pytest.raises(StoreError, match="reading only"):
+                await reader.delivered("new", {car.id: second.seq})
+            with pytest.raises(StoreError, match="reading only"):
+                await reader.mark("new")
             invitation = await invited(store)
             assert await reader.invitations(5) == [invitation]
             with pytest.raises(StoreError, match="reading only"):
@@ -224,7 +228,7 @@ async def test_pruning_goes_through_the_journal_in_slices(
     async with open_store(path) as store:
         car = await enrolled(store)
         readings = [await recorded(store, car, minute) for minute in range(10)]
-        await store.delivered("mqtt", readings[7].seq)
+        await store.delivered("mqtt", {}, readings[7].seq)
         before = commits(path)
         assert await store.prune(readings[-1].fetched_at) == 8
         assert await all_readings(store) == readings[8:]

@@ -191,7 +191,7 @@ def test_a_car_comes_back_from_the_file(
             assert reading.fetched_at == whole(instants[1])
         async with open_store(path) as store:
             assert await store.cars() == [kept]
-            assert await store.after(0, 10) == [reading]
+            assert await store.readings([reading.seq]) == [reading]
             assert await store.rejections(kept.id) == [
                 replace(of, measured_at=maybe_whole(of.measured_at), fetched_at=whole(of.fetched_at))
                 for of in reversed(rejected)

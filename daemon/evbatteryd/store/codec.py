@@ -21,6 +21,7 @@ from typing import Any, Final
 from evbatteryd.domain.enrolment import Ending, Enrolment, EnrolmentId, Invitation, InvitationId
 from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.fleet import Schedule, Trouble
+from evbatteryd.domain.ports import Published
 from evbatteryd.domain.profile import Activity
 from evbatteryd.domain.reading import BatteryState, ChargeState, Measurement, Origin, Rejected, Signal, Value
 from evbatteryd.domain.vehicle import Consent
@@ -345,6 +346,34 @@ def decode_enrolment(row: Row) -> Enrolment:
         user_ref=user,
         arrived_at=maybe_from_ms(arrived),
     )
+
+
+def encode_published(published: Published) -> Row:
+    return (
+        published.place,
+        published.slug,
+        _encode_names(published.leaves),
+        _encode_names(published.gone),
+        published.digest,
+    )
+
+
+def decode_published(row: Row) -> Published:
+    place, slug, leaves, gone, digest = row
+    return Published(intern(place), slug, _decode_names(leaves), _decode_names(gone), digest)
+
+
+def _encode_names(names: frozenset[str]) -> str:
+    for name in names:
+        if not name or " " in name:
+            raise StoreError(f"{name!r} is no name of a topic: it cannot be kept")
+    return " ".join(sorted(names))
+
+
+@lru_cache(maxsize=1024)
+def _decode_names(text: str) -> frozenset[str]:
+    """Cached: most vehicles have the same topics."""
+    return frozenset(map(intern, text.split(" "))) if text else frozenset()
 
 
 def encode_rejected(rejected: Rejected) -> Row:

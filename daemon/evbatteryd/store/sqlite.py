@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -30,6 +31,8 @@ from evbatteryd.store import statements as sql
 from evbatteryd.store.codec import Row
 from evbatteryd.store.enrolments import Enrolments
 from evbatteryd.store.failures import explaining
+from evbatteryd.store.manifest import Manifest
+from evbatteryd.store.outbox import Outbox
 from evbatteryd.store.reader import Reader
 from evbatteryd.store.threads import Threads
 from evbatteryd.store.writer import Writer
@@ -38,6 +41,8 @@ _KEPT_REJECTIONS: Final = 20
 """Rejected values of each vehicle that are kept."""
 _SLICE: Final = 2000
 """Positions of the journal that one transaction clears at most: a few milliseconds for whoever writes."""
+_LOOKED_UP: Final = 500
+"""Readings that are looked up at a time: a few milliseconds for whoever else wants to read."""
 _LONGEST_PERIOD: Final = timedelta(days=62)
 """More than any period of a plan: a ledger that began so long before is of one that has ended."""
 _OVERHEAD: Final = 0
@@ -88,8 +93,9 @@ def _open(path: Path, opened: ExitStack, *, create: bool, read_only: bool) -> Sq
     return SqliteStore(epoch, Threads(path, head, Reader(reading, path), writer))
 
 
-class SqliteStore(Enrolments):
-    """Implements :class:`evbatteryd.domain.ports.Store`, and by what it inherits the ``EnrolmentStore``.
+class SqliteStore(Outbox, Manifest, Enrolments):
+    """Implements :class:`evbatteryd.domain.ports.Store`, and by what it inherits the ``EnrolmentStore`` and
+    the ``Manifest``.
 
     Made by :func:`open_store`.
     """
@@ -273,24 +279,14 @@ class SqliteStore(Enrolments):
 
         await self._threads.write(operation)
 
-    async def after(self, seq: int, limit: int) -> list[Reading]:
-        """Readings of the journal after position ``seq``, oldest first."""
-        return await self._readings(sql.AFTER, (seq, limit))
-
-    async def cursor(self, sink: str) -> int:
-        """How far ``sink`` has come; 0 for a new one, for which nothing untaken is pruned from then on."""
-        known = await self._threads.value(sql.CURSOR, (sink,))
-        if known is None and self._threads.writable:
-            await self.delivered(sink, 0)
-        return known or 0
-
-    async def delivered(self, sink: str, seq: int) -> None:
-        """``sink`` has taken everything up to and including ``seq``. A cursor never goes back."""
-
-        def operation(db: sqlite3.Connection) -> None:
-            db.execute(sql.DELIVERED, (sink, seq))
-
-        await self._threads.write(operation)
+    async def readings(self, positions: Iterable[int]) -> list[Reading]:
+        """The readings of the journal at these positions, oldest first; those that are gone are left out."""
+        wanted = sorted(set(positions))
+        found: list[Reading] = []
+        for start in range(0, len(wanted), _LOOKED_UP):
+            some = json.dumps(wanted[start : start + _LOOKED_UP])
+            found += await self._readings(sql.READINGS, (some,))
+        return found
 
     @property
     def head(self) -> int:
@@ -355,7 +351,7 @@ class SqliteStore(Enrolments):
             await self._threads.write(lambda db: db.execute(sql.ERASE_OF_VEHICLE, bounds).rowcount)
 
     async def prune(self, before: datetime) -> int:
-        """Delete readings fetched before that and taken by every sink; return how many.
+        """Delete readings fetched before that and taken by every sink, of whichever vehicle; return how many.
 
         Goes through the journal in slices, so that whoever writes meanwhile is not held up, and no further
         than to the first slice with nothing that old. Ledgers of periods long before that go as well.

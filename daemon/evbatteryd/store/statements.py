@@ -123,7 +123,10 @@ _READING: Final = """
         charging, plugged_in, charge_limit, charge_power_kw, time_to_full_s, odometer_km, times
     FROM reading """
 
-AFTER: Final = _READING + "WHERE seq > ? ORDER BY seq LIMIT ?"
+_AT_POSITIONS: Final = "WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq"
+
+READINGS: Final = _READING + _AT_POSITIONS
+"""At the positions in a JSON array."""
 
 HISTORY: Final = (
     _READING
@@ -132,15 +135,43 @@ HISTORY: Final = (
 
 CURSOR: Final = "SELECT seq FROM cursor WHERE sink = ?"
 
-DELIVERED: Final = """
+MOVE_CURSOR: Final = """
     INSERT INTO cursor (sink, seq) VALUES (?, ?)
-    ON CONFLICT (sink) DO UPDATE SET seq = max(seq, excluded.seq)"""
+    ON CONFLICT (sink) DO UPDATE SET seq = excluded.seq WHERE excluded.seq > seq"""
+
+TOLD: Final = """
+    INSERT INTO told (sink, vehicle_id, seq)
+    SELECT ?1, ?2, ?3 WHERE ?3 > (SELECT seq FROM cursor WHERE sink = ?1)
+    ON CONFLICT (sink, vehicle_id) DO UPDATE SET seq = excluded.seq WHERE excluded.seq > seq"""
+
+OVERTAKEN: Final = """
+    DELETE FROM told WHERE sink = ?1 AND seq <= (SELECT seq FROM cursor WHERE sink = ?1)"""
+
+WALK: Final = """
+    SELECT max(?2, coalesce((SELECT seq FROM cursor WHERE sink = ?1), 0)),
+        coalesce((SELECT max(seq) FROM reading), 0)"""
+"""Between which positions a sink may be owed readings."""
+
+OWED: Final = """
+    SELECT reading.seq, reading.vehicle_id FROM reading
+        LEFT JOIN told ON told.sink = ?1 AND told.vehicle_id = reading.vehicle_id
+    WHERE reading.seq >= ?2 AND reading.seq <= ?3 AND (told.seq IS NULL OR told.seq < reading.seq)
+    ORDER BY reading.seq LIMIT ?4"""
 
 FIRST: Final = "SELECT min(seq) FROM reading"
 
+NEXT: Final = "SELECT min(seq) FROM reading WHERE seq > ? AND seq <= ?"
+
+LAST: Final = "SELECT coalesce(max(seq), 0) FROM reading"
+
+FETCHED_UP_TO: Final = """
+    SELECT seq, fetched_ms FROM reading WHERE seq > ? AND seq <= ? ORDER BY seq DESC LIMIT 1"""
+
 _PRUNABLE: Final = """
-    FROM reading WHERE seq >= ? AND seq < ? AND fetched_ms < ?
-        AND seq <= (SELECT coalesce(min(seq), 9223372036854775807) FROM cursor)"""
+    FROM reading WHERE seq >= ? AND seq < ? AND fetched_ms < ? AND NOT EXISTS (
+        SELECT 1 FROM cursor WHERE cursor.seq < reading.seq AND NOT EXISTS (
+            SELECT 1 FROM told WHERE told.sink = cursor.sink AND told.vehicle_id = reading.vehicle_id
+                AND told.seq >= reading.seq))"""
 
 OLDEST: Final = "SELECT min(fetched_ms) FROM reading WHERE seq >= ? AND seq < ?"
 
@@ -231,3 +262,18 @@ FORGET_ENROLMENTS: Final = "DELETE FROM enrolment WHERE expires_ms < ?"
 FORGET_INVITATIONS: Final = """
     DELETE FROM invitation WHERE expires_ms < ?
         AND NOT EXISTS (SELECT 1 FROM enrolment WHERE invitation_id = invitation.id)"""
+
+PUBLISHED: Final = "SELECT place, slug, leaves, gone, digest FROM published ORDER BY place, slug"
+
+NOTE_PUBLISHED: Final = """
+    INSERT INTO published (place, slug, leaves, gone, digest) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (place, slug) DO UPDATE
+        SET leaves = excluded.leaves, gone = excluded.gone, digest = excluded.digest"""
+
+FORGET_PUBLISHED: Final = "DELETE FROM published WHERE place = ? AND slug = ?"
+
+TAKE_MARK: Final = "DELETE FROM mark WHERE sink = ? RETURNING mark"
+
+KEEP_MARK: Final = """
+    INSERT INTO mark (sink, mark) VALUES (?, ?)
+    ON CONFLICT (sink) DO UPDATE SET mark = excluded.mark"""
