@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from evbatteryd import brands
 from evbatteryd.brands import brand_of, brands_folder, load_profiles
+from evbatteryd.domain.commanding import Action
 from evbatteryd.domain.profile import Activity, BrandProfile, CallLimit, Quirk
 from evbatteryd.problems import Misconfigured, Problem
+from evbatteryd.simulator.clouds import CLOUDS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "brands.md"
 
@@ -124,6 +126,40 @@ def test_quirks_are_where_they_are_documented() -> None:
     assert coarse == with_quirk[Quirk.SOC_STEPS]
 
 
+ALL_ACTIONS = frozenset(Action)
+START_STOP = ALL_ACTIONS - {Action.LIMIT}
+
+
+def test_commands_are_those_that_sources_tell_of() -> None:
+    of_all = {"audi", "bmw", "ford", "hyundai", "kia", "lincoln", "mini", "tesla", "volkswagen"}
+    assert {key for key, profile in PROFILES.items() if profile.actions == ALL_ACTIONS} == of_all
+    assert PROFILES["mg"].actions == {Action.LIMIT}
+    assert PROFILES["nissan"].actions == START_STOP  # in the United States start alone, in Europe both
+    of_nobody = {key for key, profile in PROFILES.items() if profile.actions is None}
+    assert {"unknown", "byd", "volvo", "peugeot"} <= of_nobody
+    assert of_nobody.isdisjoint({"renault", "mercedes", "gmc", "toyota", *of_all})
+
+
+def test_general_motors_starts_and_stops_only_from_half_a_battery_on() -> None:
+    limited = {key: p.start_stop_from_percent for key, p in PROFILES.items() if p.start_stop_from_percent}
+    assert limited == {"buick": 50, "cadillac": 50, "chevrolet": 50, "gmc": 50}
+
+
+def test_no_brand_forbids_what_the_simulator_can_do_but_limits_that_no_source_tells_of() -> None:
+    names = {"start": Action.START, "stop": Action.STOP, "set-limit": Action.LIMIT}
+    forbidden: dict[str, frozenset[Action]] = {}
+    for cloud in CLOUDS:
+        profile = PROFILES[brand_of(cloud.make, PROFILES)]
+        assert cloud.start_stop_above_percent >= profile.start_stop_from_percent
+        if profile.actions is not None and (more := {names[c] for c in cloud.commands} - profile.actions):
+            forbidden[profile.brand] = frozenset(more)
+    told_of_start_and_stop_alone = {
+        *("buick", "cadillac", "chevrolet", "gmc"),
+        *("porsche", "rivian", "skoda", "cupra", "seat"),
+    }
+    assert forbidden == dict.fromkeys(told_of_start_and_stop_alone, frozenset({Action.LIMIT}))
+
+
 # --- Which brand a make is ----------------------------------------------------------------------------------
 
 
@@ -192,6 +228,8 @@ OVERRIDES = {
     ),
     "soc_step_percent": (st.integers(1, 50) | st.floats(0.01, 50)).map(lambda step: (step, step)),
     "quirks": st.sets(st.sampled_from(Quirk)).map(lambda some: ([q.value for q in some], frozenset(some))),
+    "actions": st.sets(st.sampled_from(Action)).map(lambda some: ([a.value for a in some], frozenset(some))),
+    "start_stop_from_percent": (st.integers(0, 100) | st.floats(0, 100)).map(lambda soc: (soc, soc)),
     **{
         key: st.integers(1, 500 * 60).map(lambda minutes: (f"{minutes}m", timedelta(minutes=minutes)))
         for key in DURATIONS
@@ -306,6 +344,22 @@ def problems_of(*args: object, **kwargs: object) -> list[Problem]:
         ({"quirks": "geofence"}, "quirks", "valid list", '["geofence"]'),
         ({"quirks": ["geofense"]}, "quirks.0", "'geofense' is no quirk", "Did you mean 'geofence'?"),
         ({"quirks": ["geofence", 3]}, "quirks.1", "3 is no quirk", "deep_sleep"),
+        ({"actions": "start"}, "actions", "valid list", '["start", "stop", "limit"]'),
+        ({"actions": ["star"]}, "actions.0", "'star' is nothing", "Did you mean 'start'?"),
+        ({"actions": ["start", True]}, "actions.1", "True is nothing", "stop"),
+        (
+            {"start_stop_from_percent": -1},
+            "start_stop_from_percent",
+            "greater than or equal to 0",
+            "0 to 100",
+        ),
+        (
+            {"start_stop_from_percent": 101},
+            "start_stop_from_percent",
+            "less than or equal to 100",
+            "0 to 100",
+        ),
+        ({"start_stop_from_percent": "50"}, "start_stop_from_percent", "valid number", "0 to 100"),
         ({"sources": "me"}, "sources", "not a table", "[sources]"),
         ({"sources": {"chargin": "me"}}, "sources.chargin", "unknown key", "Did you mean 'charging'?"),
         ({"sources": {"charging": ""}}, "sources.charging", "at least 1 character", "[sources]"),
@@ -510,14 +564,25 @@ def short(span: timedelta) -> str:
     return f"{seconds}s"
 
 
+def commands(profile: BrandProfile) -> str:
+    if profile.actions is None:
+        return ""
+    known = ", ".join(action for action in Action if action in profile.actions) or "none"
+    least = profile.start_stop_from_percent
+    return f"{known}; start and stop from {least:g} %" if least else known
+
+
 def rows() -> Iterator[str]:
     """The table of docs/brands.md."""
-    yield "| Brand | Key | charging | driving | parked | idle | floor | reports | silence | limit | quirks |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    yield (
+        "| Brand | Key | charging | driving | parked | idle | floor | reports | silence | limit | quirks"
+        " | commands |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     for key, p in sorted(PROFILES.items(), key=lambda item: (item[0] == brands.UNKNOWN, item[0])):
         spans = (p.charging, p.driving, p.parked, p.idle, p.floor, p.reports, p.silence)
         limit = f"{p.limit.calls} per {short(p.limit.per)}" if p.limit else ""
-        cells = [p.name, f"`{key}`", *map(short, spans), limit, ", ".join(sorted(p.quirks))]
+        cells = [p.name, f"`{key}`", *map(short, spans), limit, ", ".join(sorted(p.quirks)), commands(p)]
         yield "| " + " | ".join(cells) + " |"
 
 

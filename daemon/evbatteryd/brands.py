@@ -27,6 +27,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from evbatteryd.domain.cadence import words
+from evbatteryd.domain.commanding import Action
 from evbatteryd.domain.profile import BrandProfile, CallLimit, Quirk
 from evbatteryd.durations import parse_duration
 from evbatteryd.problems import Misconfigured, Problem, did_you_mean
@@ -51,6 +52,12 @@ def _quirk(text: object) -> Quirk:
     if text not in list(Quirk):
         raise ValueError(f"{text!r} is no quirk that evbatteryd knows")
     return Quirk(str(text))
+
+
+def _action(text: object) -> Action:
+    if text not in list(Action):
+        raise ValueError(f"{text!r} is nothing that a car can be commanded")
+    return Action(str(text))
 
 
 def _make(make: str) -> str:
@@ -86,14 +93,20 @@ class _Figures(TypedDict, total=False):
     limit: _Limit
     soc_step_percent: Annotated[float, Field(gt=0, le=50, allow_inf_nan=False)]
     quirks: list[Annotated[Quirk, BeforeValidator(_quirk)]]
+    actions: list[Annotated[Action, BeforeValidator(_action)]]
+    start_stop_from_percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
     sources: dict[str, Words]
 
 
 _CHECKED: Final = TypeAdapter(_Figures)
 _KEYS: Final = tuple(_Figures.__annotations__)
 _SOURCED: Final = tuple(key for key in _KEYS if key not in {"name", "makes", "sources"})
-_REQUIRED: Final = tuple(key for key in _KEYS if key not in {"limit", "soc_step_percent", "quirks"})
+_OPTIONAL: Final = frozenset({"limit", "soc_step_percent", "quirks", "actions", "start_stop_from_percent"})
+_REQUIRED: Final = tuple(key for key in _KEYS if key not in _OPTIONAL)
 _FLOORED: Final = ("driving", "charging", "parked", "idle")
+
+_WORDS: Final[Mapping[str, type[Action] | type[Quirk]]] = {"actions": Action, "quirks": Quirk}
+"""Keys whose value is a list of words, and which."""
 
 _HOW: Final = {
     "name": 'Write the brand as people read it, name = "Renault".',
@@ -101,6 +114,8 @@ _HOW: Final = {
     "limit": 'Write limit = { calls = 60, period = "1h" }, with at least one call.',
     "soc_step_percent": "Write percentage points, above 0 and at most 50; most brands have 1.",
     "quirks": 'Write a list of quirks, quirks = ["geofence"].',
+    "actions": 'Write a list, actions = ["start", "stop", "limit"], or [] for cars that take no command.',
+    "start_stop_from_percent": "Write a state of charge in percent, 0 to 100; most brands have none.",
     "sources": "Write a table [sources] that says in quotes where each figure comes from.",
 }
 _HOW_LONG: Final = 'Write a duration with its unit and in quotes, "15m" or "2h", at most a year.'
@@ -259,9 +274,9 @@ def _problem(detail: ErrorDetails, at: _Place) -> Problem:
             return at.problem(key, "unknown key", did_you_mean(loc[-1], known))
         case "missing":
             return at.problem(key, "missing", how)
-        case "value_error" if loc[0] == "quirks":
-            quirks = tuple(quirk.value for quirk in Quirk)
-            return at.problem(key, str(detail["ctx"]["error"]), did_you_mean(str(detail["input"]), quirks))
+        case "value_error" if loc[0] in _WORDS:
+            known = tuple(word.value for word in _WORDS[loc[0]])
+            return at.problem(key, str(detail["ctx"]["error"]), did_you_mean(str(detail["input"]), known))
         case "value_error":
             return at.problem(key, str(detail["ctx"]["error"]), how)
         case "dict_type":
@@ -326,5 +341,7 @@ def _profile(brand: _Brand) -> BrandProfile:
         limit=None if limit is None else CallLimit(limit["calls"], limit["period"]),
         soc_step_percent=figures.get("soc_step_percent", 1.0),
         quirks=frozenset(figures.get("quirks", ())),
+        actions=frozenset(figures["actions"]) if "actions" in figures else None,
+        start_stop_from_percent=figures.get("start_stop_from_percent", 0.0),
         sources=tuple(sources.items()),
     )

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import aiohttp
+import orjson
 import pytest
 
-from evbatteryd.simulator.clouds import ALL_COMMANDS, CLOUDS
-from evbatteryd.simulator.lives import State
+from evbatteryd.simulator.cars import Car
+from evbatteryd.simulator.clouds import ALL_COMMANDS, CLOUDS, LIMITS, Cloud
+from evbatteryd.simulator.draws import key_of
+from evbatteryd.simulator.fleet import PERMISSIONS
+from evbatteryd.simulator.lives import State, load_lives
+from evbatteryd.simulator.signals import signals_of
+from evbatteryd.simulator.tracks import FIRST_MONDAY, Track
+from evbatteryd.simulator.uploads import newest_upload
 from tests.simulator.conftest import Smartcar, StartSmartcar
 
 
@@ -179,3 +189,105 @@ async def test_a_long_command_is_answered_202_and_its_outcome_follows_in_the_bod
     assert failed.status == 202
     (error,) = failed.json["errors"]
     assert (error["status"], error["code"]) == ("409", "NOT_CHARGING")
+
+
+@pytest.mark.parametrize(("fault", "status"), [("command_lost", "PENDING"), ("command_ignored", "SUCCESS")])
+async def test_a_command_can_be_promised_and_never_carried_out(tesla: Smartcar, fault: str, status: str):
+    until(tesla, State.CHARGING)
+    await tesla.sign_in()
+    await tesla.control("POST", "faults", {"match": {"path": "commands"}, "fault": fault, "count": 1})
+    answer = await tesla.command(tesla.vehicles[0], "stop")
+    assert (answer.status, answer.json["data"]["attributes"]["status"]) == (200, status)
+    tesla.clock.advance(minutes=20)
+    assert (await truth(tesla))["state"] == "charging"
+
+
+async def _pending(smartcar: Smartcar, delay_s: float) -> None:
+    rule = {"match": {"path": "commands"}, "fault": "command_pending", "count": 1, "delay": delay_s}
+    await smartcar.control("POST", "faults", rule)
+
+
+async def test_a_pending_command_can_be_carried_out_later_and_is_told_then(tesla: Smartcar):
+    until(tesla, State.CHARGING)
+    await tesla.sign_in()
+    vehicle = tesla.vehicles[0]
+    await _pending(tesla, 600)
+    answer = await tesla.command(vehicle, "stop")
+    assert answer.json["data"]["attributes"]["status"] == "PENDING"
+    tesla.clock.advance(minutes=9)
+    assert (await truth(tesla))["state"] == "charging"
+    assert (await tesla.signals(vehicle)).body_of("charge-ischarging") == {"value": True}
+    tesla.clock.advance(minutes=2)
+    assert (await truth(tesla))["state"] == "plugged"
+    tesla.clock.advance(minutes=5)
+    assert (await tesla.signals(vehicle)).body_of("charge-ischarging") == {"value": False}
+
+
+async def test_a_newer_command_takes_the_place_of_one_that_is_pending(tesla: Smartcar):
+    until(tesla, State.CHARGING)
+    await tesla.sign_in()
+    vehicle = tesla.vehicles[0]
+    await _pending(tesla, 600)
+    await tesla.command(vehicle, "stop")
+    tesla.clock.advance(minutes=5)
+    await tesla.command(vehicle, "set-limit", {"data": {"attributes": {"percent": 100}}})
+    tesla.clock.advance(minutes=10)
+    after = await truth(tesla)
+    assert (after["state"], after["charge_limit_percent"]) == ("charging", 100)
+
+
+async def test_without_consent_to_commands_there_are_none_and_reading_goes_on(start: StartSmartcar):
+    may_read = tuple(name for name in PERMISSIONS if name != "control_charge")
+    async with start(vehicles=1, brands=("tesla",), permissions=may_read) as smartcar:
+        until(smartcar, State.CHARGING)
+        await smartcar.sign_in()
+        vehicle = smartcar.vehicles[0]
+        answer = await smartcar.command(vehicle, "stop")
+        assert (answer.status, answer.error) == (403, "PERMISSION")
+        assert (await truth(smartcar))["state"] == "charging"
+        assert (await smartcar.signals(vehicle)).status == 200
+        (connection,) = (await smartcar.ask("GET", "/v3/connections")).json["data"]
+        assert "control_charge" not in connection["attributes"]["permissions"]
+        stats = await smartcar.control("GET", "stats")
+        assert stats["vehicles"][vehicle.id]["billed"] == 1
+
+
+@pytest.mark.parametrize("fault", ["empty", "malformed", "truncated", "reset"])
+async def test_the_outcome_of_a_long_command_can_be_lost_on_its_way(tesla: Smartcar, fault: str):
+    until(tesla, State.CHARGING)
+    await tesla.sign_in()
+    await tesla.control("POST", "latency", {"scale": 1000})
+    await tesla.control("POST", "faults", {"match": {"path": "commands"}, "fault": fault, "count": 1})
+    vehicle = tesla.vehicles[0]
+    headers = {"Authorization": f"Bearer {tesla.token}", "sc-user-id": vehicle.user_id}
+    url = f"{tesla.origin}/v3/vehicles/{vehicle.id}/commands/charge/stop"
+    async with tesla.http.post(url, headers=headers) as response:
+        assert response.status == 202
+        if fault in ("truncated", "reset"):
+            with pytest.raises(aiohttp.ClientError):
+                await response.read()
+        else:
+            assert (await response.read() == b"") == (fault == "empty")
+            with pytest.raises(ValueError, match=r"."):
+                orjson.loads(await response.read())
+    assert (await truth(tesla))["state"] == "plugged"  # the car did it all the same
+
+
+@pytest.mark.parametrize("cloud", CLOUDS, ids=lambda cloud: cloud.key)
+def test_whatever_the_make_a_command_is_followed_by_an_upload(cloud: Cloud):
+    life = load_lives()[0]
+    t = next(
+        FIRST_MONDAY + stretch.start + 3600
+        for stretch in life.stretches
+        if stretch.state is State.PARKED and stretch.end - stretch.start > 4 * 3600
+    )
+    car = Car(key_of(cloud.key), Track(life, 0), replace(cloud, loss=0.0))
+    car.order(t, limit=0.6)
+    upload = newest_upload(car, t + 2 * 3600)
+    assert upload is not None
+    assert upload.measured_at >= t
+    assert upload.measured_at - t <= cloud.event_lag_s[1]
+    told = {signal["id"]: signal["attributes"] for signal in signals_of(car, t + 2 * 3600, "")}
+    assert (LIMITS in told) == (LIMITS not in cloud.without)
+    if LIMITS in told:
+        assert 60 in {limit["limit"] for limit in told[LIMITS]["body"]["values"]}

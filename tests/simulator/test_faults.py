@@ -347,6 +347,8 @@ async def test_a_count_runs_out_and_the_list_says_so(smartcar: Smartcar):
         ({"fault": "html", "match": {"vin": "x"}}, "unknown: vin"),
         ({"fault": "html", "often": 1}, "unknown: often"),
         ({"fault": "html", "retry_after": -1}, "retry_after"),
+        ({"fault": "command_pending", "delay": -1}, "delay"),
+        ({"fault": "command_pending", "delay": "1h"}, "delay"),
         ({"fault": "html", "match": []}, None),
         ("html", "object"),
     ],

@@ -27,6 +27,8 @@ class Unreachable(SourceError):
     """Back off and try again: the network, a time-out, a 5xx, the OEM's cloud."""
 
     outcome = "unreachable"
+    in_doubt: bool = False
+    """Of a command: the car may have done it all the same."""
 
 
 class Unreadable(Unreachable):
@@ -93,6 +95,24 @@ class NotCapable(SourceError):
     outcome = "not_capable"
 
 
+class NotNow(SourceError):
+    """The car's state forbids the command: wait until it has changed (plug it in, close the door)."""
+
+    outcome = "not_now"
+
+
+class NotPermitted(SourceError):
+    """The car may not be commanded: its owner or the source's plan forbids it. It may still be read."""
+
+    outcome = "not_permitted"
+
+
+class CommandFailed(SourceError):
+    """The car, or its maker's cloud, tried to carry out the command and failed: it may be given again."""
+
+    outcome = "command_failed"
+
+
 class ApplicationRefused(SourceError):
     """The application's own credentials are refused: no car's fault, no owner can help, the operator can."""
 
@@ -104,4 +124,11 @@ class StoreError(Exception):
 
 
 class SinkError(Exception):
-    """A sink did not take what it was given. It will be offered again."""
+    """A sink did not take what it was given. It will be offered again.
+
+    ``taken``: position of the last reading of it that is known to be taken; 0: none is.
+    """
+
+    def __init__(self, words: str, *, taken: int = 0) -> None:
+        super().__init__(words)
+        self.taken = taken

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+from typing import Final
+
+from evbatteryd.domain.commanding import Action
+
+UNKNOWN: Final = "unknown"
+"""The brand whose profile is used for makes that have none."""
 
 
 class Activity(StrEnum):
@@ -76,6 +82,10 @@ class BrandProfile:
     soc_step_percent: float = 1.0
     """The SoC moves in steps of this many percentage points."""
     quirks: frozenset[Quirk] = frozenset()
+    actions: frozenset[Action] | None = None
+    """What cars of this brand can be commanded; None: nobody says, so it may be tried."""
+    start_stop_from_percent: float = 0.0
+    """Below this state of charge the brand neither starts nor stops a charge."""
     sources: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     """(key, where its figure comes from)."""
 

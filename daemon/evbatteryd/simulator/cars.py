@@ -123,7 +123,10 @@ class Car:
         return next((detour for detour in reversed(self._detours) if detour.start <= t), None)
 
     def order(self, t: float, *, charge: bool | None = None, limit: float | None = None) -> None:
-        """A command at ``t``: start (True) or stop (False) charging, or a new limit as a fraction."""
+        """A command at ``t``: start (True) or stop (False) charging, or a new limit as a fraction.
+
+        ``t`` may lie ahead; a command before then takes its place.
+        """
         run, soc, current = self.run_at(t), self.soc_at(t), self._detour_at(t)
         orders = current.orders_at(t) if current and current.covers(t) else Orders()
         if charge is not None:
@@ -132,7 +135,7 @@ class Car:
             orders = replace(orders, limit=None if abs(limit - self.life.target) < 1e-9 else limit)
         if current is not None:
             current.cut(t)
-        kept = (past for past in self._detours if past.end > t - FORGET_DETOURS_AFTER_S)
+        kept = (past for past in self._detours if past.start <= t and past.end > t - FORGET_DETOURS_AFTER_S)
         detour = Detour(self.track, t, soc, orders, was_charging=run.state is State.CHARGING)
         self._detours = (*kept, detour)
 

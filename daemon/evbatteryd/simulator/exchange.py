@@ -12,7 +12,7 @@ from aiohttp import web
 
 from evbatteryd.simulator.draws import key_of, uuid_of
 from evbatteryd.simulator.errors import ERRORS, ErrorKind, Refused, error_body
-from evbatteryd.simulator.faults import OUTCOMES, SHAPES, WIRE, Rule
+from evbatteryd.simulator.faults import DONE, SHAPES, WIRE, Outcome, Rule
 from evbatteryd.simulator.fleet import Vehicle
 from evbatteryd.simulator.world import World
 
@@ -53,9 +53,14 @@ class Ask:
         return f"{self.origin}{self.request.rel_url.raw_path}"
 
     @property
-    def outcome(self) -> str | None:
-        """The status a fault wants of a command."""
-        return next((OUTCOMES[rule.fault] for rule in self.rules if rule.fault in OUTCOMES), None)
+    def outcome(self) -> Outcome:
+        """What becomes of a command: it is done, unless a fault wants otherwise."""
+        return next((rule.outcome for rule in self.rules if rule.outcome is not None), DONE)
+
+    @property
+    def wire(self) -> str | None:
+        """The fault that befalls the answer on its way."""
+        return next((rule.fault for rule in self.rules if rule.fault in WIRE), None)
 
     @property
     def the_vehicle(self) -> Vehicle:
@@ -98,6 +103,8 @@ class Endpoint:
     """Counts against the vehicle's plan and limit, and takes as long as Smartcar takes."""
     needs_user: bool = False
     """``sc-user-id`` must be the vehicle's user."""
+    permission: str | None = None
+    """What the owner must have consented to."""
 
 
 async def exchange(world: World, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
@@ -108,7 +115,7 @@ async def exchange(world: World, endpoint: Endpoint, request: web.Request) -> we
     try:
         with world.stats.asking(endpoint.kind, vehicle.id if vehicle else None) as ask.number:
             ask.rules = world.faults.befalling(endpoint.kind, vehicle, ask.number)
-            how = next((rule.fault for rule in ask.rules if rule.fault in WIRE), how)
+            how = ask.wire or how
             response = await _serve(ask, endpoint)
         how = str(response.status)
         return response
@@ -157,6 +164,8 @@ def _admit(ask: Ask, endpoint: Endpoint) -> None:
         raise Refused("VALIDATION:MISSING_PARAMETER", detail="missing userId")
     if not vehicle.stands or (endpoint.needs_user and user != vehicle.user_id):
         raise Refused("PERMISSION")
+    if endpoint.permission is not None and endpoint.permission not in vehicle.permissions:
+        raise Refused("PERMISSION")
     wait_s = world.limits.take(vehicle.number, vehicle.car.cloud.limit, now)
     if wait_s is not None:
         world.stats.rejected["vehicle"] += 1
@@ -193,9 +202,8 @@ async def _answered(ask: Ask, endpoint: Endpoint, error: Rule | None) -> Answer:
 
 async def _sent(ask: Ask, answer: Answer) -> web.StreamResponse:
     body = b"" if answer.document is None else orjson.dumps(answer.document)
-    wire = next((rule.fault for rule in ask.rules if rule.fault in WIRE), None)
-    if wire is not None:
-        return await WIRE[wire](ask.request, body)
+    if ask.wire is not None:
+        return await WIRE[ask.wire](ask.request, body)
     headers = {"sc-request-id": _request_id(ask)}
     if answer.document is None:
         return web.Response(status=answer.status, headers=headers)
@@ -231,7 +239,21 @@ async def _kept_open(
         document = (await _answered(ask, endpoint, error)).document
     except Refused as refused:
         document = error_body(refused.kind, request_id, refused.detail)
-    await response.write(orjson.dumps(document))
+    body = orjson.dumps(document)
+    match ask.wire:
+        case "hang" | "reset" as wire:
+            return await WIRE[wire](ask.request, body)
+        case "truncated":
+            await response.write(body[: len(body) // 2])
+            if ask.request.transport is not None:
+                ask.request.transport.close()
+            return response
+        case "malformed":
+            await response.write(body[:-2] + b",}")
+        case "empty":
+            pass
+        case _:
+            await response.write(body)
     await response.write_eof()
     return response
 

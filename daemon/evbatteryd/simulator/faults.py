@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -240,8 +240,26 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "older_shapes": _older_shapes,
 }
 
-OUTCOMES: Final[Mapping[str, str]] = {"command_failure": "FAILURE", "command_pending": "PENDING"}
-"""Of commands: what their status says."""
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What becomes of a command."""
+
+    status: str
+    """As it is told."""
+    carried_out: bool
+    delay_s: float = 0.0
+    """The car does it so much later."""
+
+
+DONE: Final = Outcome("SUCCESS", carried_out=True)
+OUTCOMES: Final[Mapping[str, Outcome]] = {
+    "command_failure": Outcome("FAILURE", carried_out=False),
+    "command_pending": Outcome("PENDING", carried_out=True),
+    "command_lost": Outcome("PENDING", carried_out=False),
+    "command_ignored": Outcome("SUCCESS", carried_out=False),
+}
+"""Of commands. ``lost`` and ``ignored``: the car never does what was, or seemed, promised."""
 
 NAMES: Final = frozenset({*ERRORS, *WIRE, *SHAPES, *OUTCOMES})
 
@@ -267,6 +285,8 @@ class Rule:
     """How many times more; None: for ever."""
     retry_after_s: float | None = None
     """With ``RATE_LIMIT:VEHICLE``."""
+    delay_s: float = 0.0
+    """With ``command_pending``: how much later the car does it."""
     fired: int = field(default=0)
 
     def matches(self, kind: str, vehicle: Vehicle | None) -> bool:
@@ -276,6 +296,12 @@ class Rule:
             return False
         return self.make is None or (vehicle is not None and vehicle.car.cloud.make == self.make)
 
+    @property
+    def outcome(self) -> Outcome | None:
+        """If it befalls a command."""
+        outcome = OUTCOMES.get(self.fault)
+        return None if outcome is None else replace(outcome, delay_s=self.delay_s)
+
     def as_json(self) -> Json:
         return {
             "id": self.number,
@@ -284,6 +310,7 @@ class Rule:
             "fault": self.fault,
             "count": self.left,
             "retry_after": self.retry_after_s,
+            "delay": self.delay_s,
             "fired": self.fired,
         }
 
@@ -326,7 +353,7 @@ class Faults:
 def parse_rule(written: object, number: int) -> Rule:
     if not isinstance(written, dict):
         raise BadRule("a rule is an object")
-    unknown = set(written) - {"match", "rate", "fault", "count", "retry_after"}
+    unknown = set(written) - {"match", "rate", "fault", "count", "retry_after", "delay"}
     match = written.get("match") or {}
     if not isinstance(match, dict):
         raise BadRule("match is an object")
@@ -335,6 +362,7 @@ def parse_rule(written: object, number: int) -> Rule:
         raise BadRule(f"unknown: {', '.join(sorted(unknown))}")
     fault, path, make = written.get("fault"), match.get("path"), match.get("make")
     rate, count, retry_after = written.get("rate", 1.0), written.get("count"), written.get("retry_after")
+    delay = written.get("delay", 0.0)
     if fault not in NAMES:
         raise BadRule(f"unknown fault {fault!r}; known are {', '.join(sorted(NAMES))}")
     if path is not None and path not in KINDS:
@@ -345,6 +373,8 @@ def parse_rule(written: object, number: int) -> Rule:
         raise BadRule("count is a whole number from 1, or null for ever")
     if retry_after is not None and (not _is_number(retry_after) or retry_after < 0):
         raise BadRule("retry_after is in seconds")
+    if not _is_number(delay) or delay < 0:
+        raise BadRule("delay is in seconds")
     if make is not None:
         try:
             make = clouds.clouds_named([str(make)])[0].make
@@ -359,6 +389,7 @@ def parse_rule(written: object, number: int) -> Rule:
         rate=float(rate),
         left=count,
         retry_after_s=retry_after,
+        delay_s=float(delay),
     )
 
 

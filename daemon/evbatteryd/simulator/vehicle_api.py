@@ -232,12 +232,12 @@ def _may_command(ask: Ask, command: Command) -> None:
 
 
 def _ordered(ask: Ask, now: float, *, charge: bool | None = None, limit: float | None = None) -> Answer:
-    """Done, unless a fault wants it to fail. Of the answer only ``status`` is documented."""
-    status = ask.outcome or "SUCCESS"
-    if status != "FAILURE":
-        ask.world.fleet.order(ask.the_vehicle, now, charge=charge, limit=limit)
+    """Done, unless a fault wants otherwise. Of the answer only ``status`` is documented."""
+    outcome = ask.outcome
+    if outcome.carried_out:
+        ask.world.fleet.order(ask.the_vehicle, now + outcome.delay_s, charge=charge, limit=limit)
     command_id = uuid_of(ask.the_vehicle.car.key, _COMMAND_ID + ask.number)
-    attributes = {"status": status, "command": ask.request.path.partition("/commands/")[2]}
+    attributes = {"status": outcome.status, "command": ask.request.path.partition("/commands/")[2]}
     return Answer(200, {"data": {"id": command_id, "type": "command", "attributes": attributes}})
 
 
@@ -246,7 +246,9 @@ def _ordered(ask: Ask, now: float, *, charge: bool | None = None, limit: float |
 _VEHICLE: Final = "/v3/vehicles/{vehicle}"
 
 
-def _of_vehicle(method: str, path: str, kind: str, handler: Any, *, needs_user: bool = True) -> Endpoint:
+def _of_vehicle(
+    method: str, path: str, kind: str, handler: Any, *, needs_user: bool = True, permission: str | None = None
+) -> Endpoint:
     return Endpoint(
         method=method,
         path=_VEHICLE + path,
@@ -255,7 +257,12 @@ def _of_vehicle(method: str, path: str, kind: str, handler: Any, *, needs_user: 
         metered=True,
         billed=True,
         needs_user=needs_user,
+        permission=permission,
     )
+
+
+def _command(name: Command, handler: Any) -> Endpoint:
+    return _of_vehicle("POST", f"/commands/charge/{name}", "commands", handler, permission="control_charge")
 
 
 VEHICLE_ENDPOINTS: Final = (
@@ -281,7 +288,7 @@ VEHICLE_ENDPOINTS: Final = (
     _of_vehicle("GET", "", "vehicle", get_vehicle, needs_user=False),
     _of_vehicle("GET", "/signals", "signals", list_signals),
     _of_vehicle("GET", "/signals/{code}", "signals", get_signal),
-    _of_vehicle("POST", "/commands/charge/start", "commands", start_charging),
-    _of_vehicle("POST", "/commands/charge/stop", "commands", stop_charging),
-    _of_vehicle("POST", "/commands/charge/set-limit", "commands", set_limit),
+    _command("start", start_charging),
+    _command("stop", stop_charging),
+    _command("set-limit", set_limit),
 )

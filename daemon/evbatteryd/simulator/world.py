@@ -13,7 +13,7 @@ from evbatteryd.simulator.clouds import clouds_named
 from evbatteryd.simulator.conduct import AS_SMARTCAR
 from evbatteryd.simulator.draws import key_of, log_normal, token_of, uuid_of
 from evbatteryd.simulator.faults import Faults
-from evbatteryd.simulator.fleet import Fleet, Vehicle
+from evbatteryd.simulator.fleet import PERMISSIONS, Fleet, Vehicle
 from evbatteryd.simulator.identity import Tokens
 from evbatteryd.simulator.limits import Bucket, Plan, RollingLimits
 from evbatteryd.simulator.lives import load_lives
@@ -63,6 +63,8 @@ class SimulatorOptions:
     nothing is known of the vehicle; this is also so for those of the beginning."""
     redirect_uris: Sequence[str] = ()
     """Where Connect may send browsers back to, exactly. Empty: anywhere by TLS, and to any loopback host."""
+    permissions: Sequence[str] = PERMISSIONS
+    """What the owners of the vehicles of the beginning have consented to."""
     connect_code: bool = True
     """Whether Connect adds a ``code`` to its answer, as it does for applications that still use API v2.0."""
 
@@ -147,8 +149,9 @@ class World:
             options.seed,
             auto_subscribe=options.auto_subscribe,
         )
+        permissions = tuple(options.permissions)
         for _ in range(options.vehicles):
-            self.fleet.add()
+            self.fleet.add().permissions = permissions
         self.tokens = Tokens(self.client_id, self.client_secret, options.seed)
         self.bucket = Bucket(options.bucket, options.refill_per_minute, self.started_at)
         self.limits = RollingLimits()

@@ -1,8 +1,9 @@
-"""Smartcar's API v3 over HTTP: one application, its token, its connections, its vehicles' signals.
+"""Smartcar's API v3 over HTTP: one application, its token, its connections, its vehicles' signals, commands.
 
 Users' ids are personal: they go into requests, and into nothing that is raised or logged.
 
-Pure reading of the answers is in :mod:`evbatteryd.sources.smartcar_answers`; here they are only fetched.
+Pure reading of the answers is in :mod:`evbatteryd.sources.smartcar_answers` and, of those to commands, in
+:mod:`evbatteryd.sources.smartcar_commands`; here they are only fetched.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import aiohttp
 import orjson
 
 from evbatteryd import __version__
-from evbatteryd.domain.errors import ApplicationRefused, SourceError, Unreachable, Unreadable
+from evbatteryd.domain.cadence import words
+from evbatteryd.domain.commanding import Action, Command
+from evbatteryd.domain.errors import ApplicationRefused, NotNow, SourceError, Unreachable, Unreadable
 from evbatteryd.domain.ports import Clock, Ticket
 from evbatteryd.domain.profile import BrandProfile
 from evbatteryd.domain.reading import Observation
@@ -38,10 +41,13 @@ from evbatteryd.sources.smartcar_answers import (
     parse_retry_after,
     parse_token,
 )
+from evbatteryd.sources.smartcar_commands import ACCEPTED, command_done, command_error_for, in_doubt
 
 LONGEST_ANSWER: Final = timedelta(seconds=310)
 """Smartcar answers within 300 s, on average in 3 to 45 s; hanging up earlier spends the call for nothing.
 https://smartcar.com/docs/integration-guide/plan-your-integration/make-requests-to-smartcar/"""
+COMMAND_WAITS: Final = timedelta(minutes=5)
+"""How long a command waits for a token, and for a request of the application to be free."""
 LARGEST_BODY: Final = 1 << 20
 """Bytes. All signals of a car are some 40 KiB."""
 MOST_PAGES: Final = 20
@@ -54,6 +60,8 @@ _NOT_TO_BE_SUBSCRIBED: Final = frozenset({"VALIDATION", "RESOURCE_NOT_FOUND", "P
 """Errors, with one of these statuses, that are of one webhook or one vehicle, not of the application."""
 _UNKNOWN_ADDRESS: Final = frozenset({"PATH", "INVALID_PATH", "VERSION"})
 """Codes of RESOURCE_NOT_FOUND that speak of the request's address, not of what was looked for there."""
+_COMMAND_PATHS: Final = {Action.START: "start", Action.STOP: "stop", Action.LIMIT: "set-limit"}
+_IN_DOUBT: Final = "it is not known whether the request arrived and was carried out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,12 +154,20 @@ class Answer:
     @property
     def error(self) -> SourceError:
         """What it means that this is not the answer that was hoped for."""
+        return self._error(error_for)
+
+    @property
+    def command_error(self) -> SourceError:
+        """The same, of a command."""
+        return self._error(command_error_for)
+
+    def _error(self, table: Callable[..., SourceError]) -> SourceError:
         if 300 <= self.status < 400:
             detail = "Smartcar answered with a redirect, which is not followed"
             return Unreadable(f"HTTP_{self.status}", detail)
         if self.knows_no_such_address:
             return Unreadable(f"HTTP_{self.status}", "Smartcar does not know the address of this request")
-        error = error_for(self.fault, status=self.status, retry_after=self.retry_after)
+        error = table(self.fault, status=self.status, retry_after=self.retry_after)
         if isinstance(error, Unreadable):
             error.excerpt = excerpt_of(self.body)
         return error
@@ -217,6 +233,31 @@ class SmartcarSource:
         gone = answer.status == 404 and fault is not None and fault.type == "RESOURCE_NOT_FOUND"
         if not gone or answer.knows_no_such_address:
             raise answer.error
+
+    async def command(self, vehicle: Vehicle, command: Command, ticket: Ticket) -> bool:
+        """Start or stop charging, or set the charge limit (``POST .../commands/charge/...``).
+
+        Sent once: neither we nor aiohttp repeat it when it may have arrived; only a refused token, with which
+        nothing was done, is replaced. A failure on the way says whether it may have arrived.
+        Paths and bodies: https://smartcar.com/docs/specs/full-vehicle.yaml, as listed by
+        github.com/trooperthorn/ha_int_smartcar, ``docs/api-reference.md``.
+        """
+        action = command.action
+        if action is None:
+            raise ValueError(f"{command.kind} asks nothing of the car itself")
+        ref = quote(vehicle.consent.vehicle_ref, safe="")
+        document = {"data": {"attributes": {"percent": command.value}}} if action is Action.LIMIT else None
+        answer = await self._ask_vehicle_api(
+            "POST",
+            f"/v3/vehicles/{ref}/commands/charge/{_COMMAND_PATHS[action]}",
+            ticket,
+            headers={"sc-user-id": vehicle.consent.user_ref},
+            document=document,
+            once=True,
+        )
+        if not 200 <= answer.status < 300:
+            raise answer.command_error
+        return command_done(answer.body, answer.status)
 
     async def subscribe(self, consent: Consent, webhook_id: str, ticket: Ticket) -> None:
         attributes = {
@@ -315,9 +356,13 @@ class SmartcarSource:
         *,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        document: Mapping[str, object] | None = None,
+        once: bool = False,
     ) -> Answer:
         url = self._options.vehicle_origin + path
-        answer = await self._ask(method, url, ticket, query=query, headers=headers)
+        answer = await self._ask(
+            method, url, ticket, query=query, headers=headers, document=document, once=once
+        )
         if answer.refuses_token:
             self._tokens.hold_off(answer.error)
             raise answer.error
@@ -332,14 +377,18 @@ class SmartcarSource:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         document: Mapping[str, object] | None = None,
+        once: bool = False,
     ) -> Answer:
-        """The answer to a request that bears our token. Asks once more, with a new one, if it is refused."""
+        """The answer to a request that bears our token. Asks once more, with a new one, if it is refused.
+
+        ``once``: it must not be done twice, so a failure says whether the request may have arrived; nor
+        must it be done long after it was asked for.
+        """
         sent = dict(headers or {})
         if document is not None:
             sent["Content-Type"] = "application/json"
         for last in (False, True):
-            token = await self._tokens.current()
-            await ticket.spend()
+            token = await (self._leave_soon(ticket) if once else self._leave(ticket))
             answer = await self._request(
                 method,
                 url,
@@ -347,11 +396,37 @@ class SmartcarSource:
                 params=query,
                 data=None if document is None else orjson.dumps(document),
                 headers={**sent, "Authorization": f"Bearer {token.value}"},
+                once=once,
             )
             if last or not answer.refuses_token:
                 return answer
             self._tokens.refused(token)
         raise AssertionError("unreachable")
+
+    async def _leave(self, ticket: Ticket) -> AccessToken:
+        """All that a request needs to be sent."""
+        token = await self._tokens.current()
+        await ticket.spend()
+        return token
+
+    async def _leave_soon(self, ticket: Ticket) -> AccessToken:
+        """The same; raises NotNow if it takes too long for a command."""
+        leaving = asyncio.ensure_future(self._leave(ticket))
+        enough = asyncio.ensure_future(self._clock.sleep(COMMAND_WAITS))
+        try:
+            await asyncio.wait({leaving, enough}, return_when=asyncio.FIRST_COMPLETED)
+            if leaving.done():
+                return leaving.result()
+            raise NotNow(
+                "NO_REQUEST", f"the application has had no request to spare for {words(COMMAND_WAITS)}"
+            )
+        finally:
+            leaving.cancel()
+            enough.cancel()
+
+    async def sign_in(self) -> None:
+        """Have the application's credentials tried. Asks for no vehicle's data. Raises SourceError."""
+        await self._ask_token()
 
     async def _ask_token(self) -> AccessToken:
         ticket = self._overhead()
@@ -387,8 +462,28 @@ class SmartcarSource:
         params: Mapping[str, str] | None = None,
         data: Mapping[str, str] | bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        once: bool = False,
     ) -> Answer:
-        """Sends it. Translates every failure of the way into a SourceError."""
+        """Sends it, and says of a failure whether it may have arrived, if it must not be done twice."""
+        sending = _Sending(ticket)
+        try:
+            return await self._send(method, url, sending, params=params, data=data, headers=headers)
+        except Unreachable as error:
+            if not once or not sending.sent:
+                raise
+            raise in_doubt(error, _IN_DOUBT) from error
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        sending: _Sending,
+        *,
+        params: Mapping[str, str] | None,
+        data: Mapping[str, str] | bytes | None,
+        headers: Mapping[str, str] | None,
+    ) -> Answer:
+        """Translates every failure of the way into a SourceError."""
         try:
             async with self._session.request(
                 method,
@@ -397,9 +492,9 @@ class SmartcarSource:
                 data=data,
                 headers=headers,
                 allow_redirects=False,
-                trace_request_ctx=_Sending(ticket),
+                trace_request_ctx=sending,
             ) as response:
-                body = await _bounded(response)
+                body = await _body_of(response)
                 return Answer(response.status, body, parse_retry_after(response.headers.get("retry-after")))
         # Some of these hold the address of the request, and it the id of a user: those are not chained.
         except TimeoutError:
@@ -416,6 +511,16 @@ class SmartcarSource:
             raise Unreadable("NOT_HTTP", "the answer was no valid HTTP") from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable("NETWORK", f"the request failed ({type(error).__name__})") from None
+
+
+async def _body_of(response: aiohttp.ClientResponse) -> bytes:
+    """All of it. What was accepted stays accepted when the connection that is held open for it breaks."""
+    try:
+        return await _bounded(response)
+    except (aiohttp.ClientError, OSError):  # TimeoutError is one of the latter
+        if response.status != ACCEPTED:
+            raise
+        return b""
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:
