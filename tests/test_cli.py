@@ -32,12 +32,16 @@ from evbatteryd import commands
 from evbatteryd.cli import main
 from evbatteryd.clock import WallClock
 from evbatteryd.commands import COLUMNS, GAP, Column, fitting
+from evbatteryd.domain.commanding import CommandOutcome
 from evbatteryd.domain.enrolment import Ending, EnrolmentId
 from evbatteryd.domain.fleet import Car, Trouble
+from evbatteryd.domain.ledger import Budget
 from evbatteryd.localkey import path_of
+from evbatteryd.web import commanding
 from tests.fakes import VirtualClock, until
 from tests.test_operate import KEY, USER, Daemon, running
 from tests.web import builders
+from tests.web.test_planning import Book
 
 PATIENCE_S = 30.0
 NOW = WallClock().now()
@@ -245,6 +249,71 @@ async def test_nothing_ends_by_mistake(garage: Machine) -> None:
     assert zoe.vehicle.withdrawn_at is not None
 
 
+# --- poll ---------------------------------------------------------------------------------------------
+
+
+async def test_a_car_is_read_without_being_asked_whether_it_is_worth_it(garage: Machine) -> None:
+    told = reasons(await garage.out("poll", "zoe", "--yes"))
+    assert told["done"] == "a new reading: 63 % measured 2 min ago"
+    assert told["state"].startswith("57 %")
+    assert told["measured"].startswith("12 min ago")
+    assert told["calls left"] == "36"
+    assert "next poll" in told
+    assert [heard[0] for heard in garage.daemon.commands.heard] == ["zoe"]
+
+
+async def test_what_a_poll_brought_as_json(garage: Machine) -> None:
+    told = json.loads(await garage.out("poll", "zoe", "--yes", "--json"))
+    assert (told["vehicle"], told["soc"], told["outcome"]) == ("zoe", 57.0, "done")
+    assert (told["calls"], told["calls_left"], told["reading_id"]) == (1, 36, "r-1")
+    assert told["measured_at"]
+
+
+@pytest.mark.parametrize("outcome", [CommandOutcome.NOT_NOW, CommandOutcome.FAILED])
+async def test_a_poll_that_was_not_made_says_why(garage: Machine, outcome: CommandOutcome) -> None:
+    garage.daemon.commands.answers = [builders.command_answer(outcome, reason="asked 2 min ago")]
+    told = reasons(await garage.refusal("poll", "zoe", "--yes"))
+    assert told[outcome.replace("_", " ")] == "asked 2 min ago"
+    done = await garage.run("poll", "zoe", "--yes", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["outcome"]) == (1, outcome)
+
+
+async def test_without_a_terminal_a_poll_says_what_it_costs(tmp_path: Path) -> None:
+    plan = Book(Budget(calls_per_vehicle=40), {1: 3})
+    async with machine(tmp_path, *cars(), ledgers={"home": plan}, clock=VirtualClock()) as garage:
+        said = await garage.refusal("poll", "zoe", code=2)
+        assert "this costs 1 of 37 calls left until 2026-" in said
+        assert "--yes to go on" in said
+        assert garage.daemon.commands.heard == []
+
+
+async def test_a_car_whose_answer_comes_in_pages_costs_as_many_calls(tmp_path: Path) -> None:
+    zoe = cars()[0]
+    paged = replace(zoe, schedule=replace(zoe.schedule, calls_per_poll=2))
+    plan = Book(Budget(calls_per_vehicle=40), {1: 3})
+    async with machine(tmp_path, paged, ledgers={"home": plan}, clock=VirtualClock()) as garage:
+        assert "this costs 2 of 37 calls left" in await garage.refusal("poll", "zoe", code=2)
+    async with machine(tmp_path, paged) as garage:
+        assert "this costs 2 calls" in await garage.refusal("poll", "zoe", code=2)
+
+
+async def test_a_poll_that_takes_long_is_no_failure(garage: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commanding, "ANSWERED_WITHIN_S", 0.02)
+    garage.daemon.commands.answers, garage.daemon.commands.endless = [], True
+    told = reasons(await garage.refusal("poll", "zoe", "--yes", code=3))
+    assert told["under way"] == "it is under way: no answer has come yet"
+
+
+async def test_a_poll_is_made_when_somebody_says_yes(garage: Machine) -> None:
+    for answer, code, polls in (("n", 1, 0), ("y", 0, 1)):
+        async with terminal(garage, "poll", "zoe") as screen:
+            asked = await screen.until(r"\[y/N\]")
+            screen.type(answer + "\n")
+            await screen.to_the_end()
+        assert "this costs a call. Go on?" in asked
+        assert (screen.process.returncode, len(garage.daemon.commands.heard)) == (code, polls)
+
+
 async def test_why_tells_how_a_car_stands(garage: Machine) -> None:
     told = reasons(await garage.out("why", "zoe"))
     assert told["vehicle"] == "zoe: Zoe (EXAMPLE One 2024), application home"
@@ -277,7 +346,9 @@ def reasons(told: str) -> dict[str, str]:
     return {line[:11].strip(): line[11:] for line in told.splitlines()}
 
 
-@pytest.mark.parametrize("verb", [("why",), ("rename", "--name", "x"), ("disconnect", "--yes")])
+@pytest.mark.parametrize(
+    "verb", [("why",), ("rename", "--name", "x"), ("disconnect", "--yes"), ("poll", "--yes"), ("poll",)]
+)
 async def test_a_name_that_no_car_has_brings_one_to_mind(garage: Machine, verb: tuple[str, ...]) -> None:
     said = await garage.refusal(*verb, "zoo")
     assert said == "evbatteryd: there is no vehicle 'zoo'. Did you mean 'zoe'?\n"
@@ -487,7 +558,7 @@ async def test_what_does_not_go_together(garage: Machine, arguments: tuple[str, 
 
 # --- what goes wrong ----------------------------------------------------------------------------------
 
-VERBS = [("vehicles",), ("enrol",), ("why", "zoe"), ("disconnect", "zoe", "--yes")]
+VERBS = [("vehicles",), ("enrol",), ("why", "zoe"), ("disconnect", "zoe", "--yes"), ("poll", "zoe")]
 
 
 @pytest.mark.parametrize("verb", VERBS)

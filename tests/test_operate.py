@@ -19,6 +19,7 @@ from aiohttp import web
 
 from evbatteryd import operate
 from evbatteryd.clock import WallClock
+from evbatteryd.domain.commanding import CommandKind, CommandOutcome
 from evbatteryd.domain.enrolment import Enrolment
 from evbatteryd.domain.fleet import Car, Fleet, Trouble
 from evbatteryd.domain.forecast import Standing
@@ -51,6 +52,7 @@ class Daemon:
     clock: Clock
     store: builders.MemoryEnrolments
     steward: builders.FleetSteward
+    commands: builders.RememberingCommands
     welcomed: list[Enrolment]
     hosts: list[str] = field(default_factory=list)
     """The name that each request called it by."""
@@ -91,6 +93,7 @@ async def running(
     welcomed: list[Enrolment] = []
     hosts: list[str] = []
     steward = builders.FleetSteward(fleet, clock, fleet.put)
+    commands = builders.RememberingCommands()
     app = make_app(
         fleet,
         clock,
@@ -108,6 +111,7 @@ async def running(
         steward=steward,
         webhook=builders.RememberingReceiver(),
         hints=builders.RememberingHints(),
+        commands=commands,
         estimate=builders.estimate,
         why_waiting=lambda _: None,
         forecasts=Forecaster(fleet, ledgers, clock, Metrics(), price_of=lambda _: price),
@@ -120,7 +124,7 @@ async def running(
     port = None if unix_path else 0
     async with serving(app, host=None if unix_path else host, port=port, unix_path=unix_path) as url:
         listen = url if unix_path else f"{host}:{urlsplit(url).port}"
-        yield Daemon(listen, fleet, clock, store, steward, welcomed, hosts)
+        yield Daemon(listen, fleet, clock, store, steward, commands, welcomed, hosts)
 
 
 @pytest.fixture(params=["tcp", "unix"])
@@ -195,6 +199,18 @@ async def test_a_car_is_disconnected(operator: Operator, daemon: Daemon) -> None
     assert zoe.vehicle.withdrawn_at is not None
     assert zoe.state.soc_percent is None
     assert not (await operator.disconnect("leaf")).erased
+
+
+async def test_a_car_is_polled(operator: Operator, daemon: Daemon) -> None:
+    told = await operator.poll("zoe")
+    assert (told.outcome, told.final, told.calls, told.calls_left) == ("done", True, 1, 36)
+    assert daemon.commands.heard == [("zoe", CommandKind.POLL, "now", "http")]
+
+
+async def test_why_a_car_is_not_polled_is_an_answer(operator: Operator, daemon: Daemon) -> None:
+    daemon.commands.answers = [builders.command_answer(CommandOutcome.NOT_NOW, reason="asked 2 min ago")]
+    told = await operator.poll("zoe")
+    assert (told.outcome, told.reason) == ("not_now", "asked 2 min ago")
 
 
 async def test_an_enrolment_from_link_to_pasted_answer(operator: Operator, daemon: Daemon) -> None:

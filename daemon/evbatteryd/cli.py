@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from evbatteryd.commands import (
     fail,
     load,
     plan,
+    poll,
     rename,
     tell,
     vehicles,
@@ -154,20 +156,28 @@ def demo(
 @main.command()
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Problems and the effective configuration as JSON.")
-def check(config: Path, as_json: bool) -> None:
-    """Say every mistake of the configuration at once. Exit code 1 if there is one."""
+@click.option("--online", is_flag=True, help="Also try what it names: Smartcar, store, HTTP, MQTT broker.")
+def check(config: Path, as_json: bool, online: bool) -> None:
+    """Say every mistake of the configuration at once. Exit code 1 if there is one.
+
+    Nothing that is tried costs a call or disturbs a daemon that runs.
+    """
     settings: Settings | None = None
     try:
         settings, problems = load_settings(config, os.environ, without_credentials=True)
     except Misconfigured as error:
         problems = error.problems
+    failed = settings is None
     if as_json:
         told = [
             {"file": p.file, "key": p.key, "what": p.what, "mend": p.mend, "warning": p.warning}
             for p in problems
         ]
         effective = describe(settings) if settings is not None else None
-        click.echo(json.dumps({"problems": told, "configuration": effective}, indent=2, default=str))
+        document: dict[str, object] = {"problems": told, "configuration": effective}
+        if online and settings is not None:
+            failed, document["online"] = _try(settings, lambda _: None)
+        click.echo(json.dumps(document, indent=2, default=str))
     else:
         tell(problems)
         if settings is not None:
@@ -177,10 +187,28 @@ def check(config: Path, as_json: bool) -> None:
                 click.echo(
                     f"Nobody can be sent to Smartcar to consent without application_id: {', '.join(lacking)}."
                 )
-    raise SystemExit(0 if settings is not None else 1)
+            if online:
+                failed, _ = _try(settings, click.echo)
+    raise SystemExit(1 if failed else 0)
 
 
-for verb in (enrol, vehicles, rename, disconnect, why, plan, simulate):
+def _try(settings: Settings, say: Callable[[str], object]) -> tuple[bool, list[dict[str, str]]]:
+    """Whether something that the configuration names failed; and all that was tried, said as it comes."""
+    from evbatteryd.checkup import Verdict, findings  # noqa: PLC0415 - it needs nearly everything
+
+    colours = {Verdict.GOOD: "green", Verdict.FAILED: "red", Verdict.UNKNOWN: "yellow"}
+    found: list[dict[str, str]] = []
+
+    async def trying() -> None:
+        async for one in findings(settings, WallClock()):
+            found.append(asdict(one))
+            say(f"{click.style(one.verdict, fg=colours[one.verdict])}: {one}")
+
+    asyncio.run(trying())
+    return any(one["verdict"] == Verdict.FAILED for one in found), found
+
+
+for verb in (enrol, vehicles, poll, rename, disconnect, why, plan, simulate):
     main.add_command(verb)
 
 

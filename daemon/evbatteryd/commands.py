@@ -21,6 +21,7 @@ import click
 from evbatteryd import localkey
 from evbatteryd.clock import WallClock
 from evbatteryd.domain.cadence import words
+from evbatteryd.domain.commanding import CommandOutcome
 from evbatteryd.domain.enrolment import INVITATION_LASTS
 from evbatteryd.domain.forecast import Binding, Standing
 from evbatteryd.domain.freshness import Freshness
@@ -32,6 +33,7 @@ from evbatteryd.operate import (
     NoSuchThing,
     NotDone,
     Operator,
+    ToldAnswer,
     ToldEnrolment,
     ToldForecast,
     ToldPlan,
@@ -47,6 +49,8 @@ LOOK_EVERY: Final = timedelta(seconds=0.5)
 """How often the daemon is asked whether somebody has come back from Connect."""
 FIRST_READING: Final = timedelta(minutes=5)
 """How long the first reading of a new car is waited for: Smartcar may take that long to answer."""
+STILL_READ: Final = 3
+"""Exit code of `evbatteryd poll` while the car has not answered yet."""
 MOST_ALIKE: Final = 20
 """Vehicles that are offered to whoever named one that is not there."""
 _LONGEST_LINE: Final = 65536
@@ -533,6 +537,67 @@ def disconnect(config: Path, vehicle: str, erase: bool, yes: bool) -> None:
         lambda operator: _of_known(operator, vehicle, lambda known: operator.disconnect(known, erase=erase)),
     )
     click.echo(f"{done.vehicle} is disconnected{' and its history erased' if done.erased else ''}.")
+
+
+@click.command()
+@config_option
+@click.argument("vehicle")
+@click.option("--yes", is_flag=True, help="Do not ask whether it is worth a call.")
+@click.option("--json", "as_json", is_flag=True, help="The answer as JSON.")
+def poll(config: Path, vehicle: str, yes: bool, as_json: bool) -> None:
+    """Read a car now: it costs a call of its plan.
+
+    Exit code 0: it was read. 1: it was not, and why is told. 3: it has not answered yet, and what it tells
+    is published when it does.
+    """
+    settings, _ = load(config, without_credentials=True)
+    if not yes:
+        cost = _operating(settings, lambda operator: _cost(operator, vehicle))
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise click.UsageError(f"{cost}; --yes to go on")
+        click.confirm(f"{cost}. Go on?", abort=True, err=True)
+
+    async def polling(operator: Operator) -> tuple[ToldAnswer, ToldVehicle, datetime]:
+        await _of_known(operator, vehicle, operator.vehicle)
+        answer = await operator.poll(vehicle)
+        return answer, await operator.vehicle(vehicle), await operator.now()
+
+    answer, told, now = _operating(settings, polling)
+    if as_json:
+        state = {"vehicle": told.slug, "soc": told.soc, "measured_at": told.measured_at}
+        document = answer.model_dump(mode="json") | state
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=datetime.isoformat))
+    else:
+        for title, text in _told_poll(answer, told, now):
+            click.echo(f"{title:<11}{text}", err=answer.outcome != CommandOutcome.DONE)
+    raise SystemExit(STILL_READ if not answer.final else answer.outcome != CommandOutcome.DONE)
+
+
+async def _cost(operator: Operator, vehicle: str) -> str:
+    """What a poll of this car costs, in words."""
+    known = await _of_known(operator, vehicle, operator.vehicle)
+    try:
+        told = await operator.plan(application=known.application, vehicles=True)
+    except NoSuchThing:  # Its application is not configured: the daemon says so.
+        return f"this costs {_calls(known)}"
+    left = next((share.left for share in told.vehicles or () if share.slug == known.slug), None)
+    if left is None:
+        return f"this costs {_calls(known)}"
+    (forecast,) = told.applications
+    return f"this costs {known.calls_per_poll} of {left:.0f} calls left until {_local(forecast.renews_at)}"
+
+
+def _calls(vehicle: ToldVehicle) -> str:
+    return "a call" if vehicle.calls_per_poll == 1 else f"{vehicle.calls_per_poll} calls"
+
+
+def _told_poll(answer: ToldAnswer, vehicle: ToldVehicle, now: datetime) -> Iterable[tuple[str, str]]:
+    yield answer.outcome.replace("_", " ") if answer.final else "under way", _clean(answer.reason)
+    yield "state", _state(vehicle)
+    yield "measured", _when(vehicle.measured_at, now)
+    yield "next poll", _due(answer.next_poll, now)
+    if answer.calls_left is not None:
+        yield "calls left", str(answer.calls_left)
 
 
 @click.command()

@@ -26,6 +26,8 @@ QUICK: Final = timedelta(seconds=60)
 """For what the daemon can answer by itself, also while it is busy."""
 ENDING: Final = timedelta(minutes=6)
 """For what it asks of Smartcar first, which may take 5 minutes."""
+COMMANDED: Final = timedelta(seconds=90)
+"""For a command, of which the daemon tells after 60 s what it knows."""
 PAGE: Final = 500
 """Vehicles per call, the most that the daemon tells at once."""
 _UNIX_HOST: Final = "localhost:9782"
@@ -69,6 +71,7 @@ class ToldVehicle(_Told):
     trouble: Trouble | None
     pushed_at: datetime | None
     next_poll: datetime | None
+    calls_per_poll: int
     reason: str
 
 
@@ -184,6 +187,19 @@ class ToldPlan(_Told):
     """None: not asked for."""
 
 
+class ToldAnswer(_Told):
+    """What a command was answered: also why it was refused."""
+
+    outcome: str
+    """One of :class:`~evbatteryd.domain.commanding.CommandOutcome`."""
+    reason: str
+    final: bool
+    calls: int
+    """What it has cost."""
+    calls_left: int | None
+    next_poll: datetime | None
+
+
 _T = TypeVar("_T", bound=_Told)
 
 
@@ -221,6 +237,11 @@ class Operator:
     async def disconnect(self, slug: str, *, erase: bool = False) -> Disconnected:
         path = ("vehicles", _slug(slug), "disconnect")
         return await self._post(Disconnected, *path, body={"erase": erase}, within=ENDING)
+
+    async def poll(self, slug: str) -> ToldAnswer:
+        """Ask for the car at once. Refusals are answers, too."""
+        path = ("vehicles", _slug(slug), "poll")
+        return await self._ask(ToldAnswer, "POST", path, within=COMMANDED, refusals=True, json={})
 
     async def begin_enrolment(
         self, *, application: str | None = None, make: str | None = None, country: str | None = None
@@ -265,8 +286,16 @@ class Operator:
         return await self._ask(told, "POST", path, within=within, json=given)
 
     async def _ask(
-        self, told: type[_T], method: str, path: tuple[str, ...], *, within: timedelta, **request: Any
+        self,
+        told: type[_T],
+        method: str,
+        path: tuple[str, ...],
+        *,
+        within: timedelta,
+        refusals: bool = False,
+        **request: Any,
     ) -> _T:
+        """``refusals``: a refusal may be told by the same document as what was done."""
         url = self._origin.joinpath("api", *path)
         timeout = aiohttp.ClientTimeout(total=within.total_seconds())
         try:
@@ -288,7 +317,8 @@ class Operator:
                 f"evbatteryd at {self._called} went away before it answered. "
                 f"Whether it was done is not known: see `evbatteryd vehicles`"
             ) from error
-        if not 200 <= status < 300:
+        is_told = refusals and isinstance(document, Mapping) and "outcome" in document
+        if not 200 <= status < 300 and not is_told:
             raise self._refused(status, document)
         try:
             return told.model_validate(document)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from evbatteryd.domain.commanding import Command
 from evbatteryd.domain.errors import SourceError, StoreError
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.ledger import Budget
@@ -72,6 +73,7 @@ def _brand_of(make: str) -> str:
 
 
 Answer = Callable[[Vehicle], Awaitable[Observation]]
+Obey = Callable[[Vehicle, Command], Awaitable[bool]]
 
 
 class ToldSource:
@@ -90,6 +92,16 @@ class ToldSource:
         self.subscribed: list[tuple[str, str]] = []
         self.subscribe_errors: dict[str, SourceError] = {}
         self.soc = 50.0
+        self.commanded: list[Command] = []
+        self.obey: Obey = self.done
+
+    async def done(self, vehicle: Vehicle, command: Command) -> bool:
+        return True
+
+    async def command(self, vehicle: Vehicle, command: Command, ticket: Ticket) -> bool:
+        await ticket.spend()
+        self.commanded.append(command)
+        return await self.obey(vehicle, command)
 
     async def parked(self, vehicle: Vehicle) -> Observation:
         return self.observation(self.soc)

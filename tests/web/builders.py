@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from evbatteryd.domain.commanding import CommandAnswer, CommandKind, CommandOutcome
 from evbatteryd.domain.enrolment import (
     Ending,
     Enrolment,
@@ -305,6 +306,42 @@ class RememberingReceiver:
 
     def refused(self, outcome: str) -> None:
         self.refusals.append(outcome)
+
+
+class RememberingCommands:
+    """Commands that remember, and answer one after the other what a test says."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, CommandKind, str, str]] = []
+        self.answers = [command_answer(CommandOutcome.DONE)]
+        self.endless = False
+        """No answer comes after these."""
+
+    async def give(
+        self, slug: str, kind: CommandKind, text: str, origin: str
+    ) -> AsyncIterator[CommandAnswer]:
+        self.heard.append((slug, kind, text, origin))
+        for answer in self.answers:
+            yield answer
+        if self.endless:
+            await asyncio.Event().wait()
+
+    def possible(self, car: Car) -> frozenset[CommandKind]:
+        return frozenset(CommandKind)
+
+
+def command_answer(outcome: CommandOutcome, **fields: object) -> CommandAnswer:
+    usual = {
+        "command": CommandKind.POLL,
+        "value": None,
+        "reason": "a new reading: 63 % measured 2 min ago",
+        "final": True,
+        "calls": 1,
+        "calls_left": 36,
+        "next_poll": START + 3 * MINUTE,
+        "reading_id": "r-1",
+    }
+    return CommandAnswer(outcome=outcome, **(usual | fields))
 
 
 class RememberingHints:

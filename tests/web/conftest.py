@@ -54,6 +54,7 @@ class Site:
     steward: builders.FleetSteward
     webhook: builders.RememberingReceiver
     hints: builders.RememberingHints
+    commands: builders.RememberingCommands
     welcomed: list[Enrolment]
     """The consents that have arrived, as the flow is told of them."""
     change: Callable[[Car], None]
@@ -103,6 +104,7 @@ async def served(
     steward = builders.FleetSteward(fleet, clock, change)
     webhook = builders.RememberingReceiver()
     hints = builders.RememberingHints()
+    commands = builders.RememberingCommands()
     app = make_app(
         fleet,
         clock,
@@ -114,6 +116,7 @@ async def served(
         steward=steward,
         webhook=webhook,
         hints=hints,
+        commands=commands,
         estimate=builders.estimate,
         why_waiting=lambda _: waits,
         forecasts=Forecaster(fleet, ledgers, clock, Metrics(), price_of=lambda _: price),
@@ -136,6 +139,7 @@ async def served(
             steward,
             webhook,
             hints,
+            commands,
             welcomed,
             change,
             not_ready,

@@ -47,6 +47,28 @@ def fresh_until(
     return measured + 2 * max(profile.reports, profile.interval(activity)) + GRACE
 
 
+def told_again_every(profile: BrandProfile) -> timedelta:
+    """How often a value that stays fresh for long is told again though nothing was heard of the car.
+
+    Who listens may therefore take a value for lost that was not told for so long and :data:`GRACE`.
+    """
+    return 2 * max(profile.reports, *(profile.interval(activity) for activity in Activity)) + GRACE
+
+
+def tellings(profile: BrandProfile, state: BatteryState, now: datetime) -> int:
+    """How often a value was to be told again since it was last confirmed."""
+    fetched = state.fetched_at
+    return 0 if fetched is None else max((now - fetched) // told_again_every(profile), 0)
+
+
+def next_telling(profile: BrandProfile, state: BatteryState, now: datetime) -> datetime | None:
+    """When a value is told again, should it be fresh then; always later than ``now``."""
+    fetched = state.fetched_at
+    if fetched is None:
+        return None
+    return fetched + (tellings(profile, state, now) + 1) * told_again_every(profile)
+
+
 def _silence(profile: BrandProfile) -> timedelta:
     """How long a parked car may send nothing."""
     return min(profile.silence, AWAY) if Quirk.GEOFENCE in profile.quirks else profile.silence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -16,7 +17,7 @@ from evbatteryd.domain.policy.outlook import Hint
 OTHER: Final = "other"
 """Label of what is no hint that we know."""
 KNOWN: Final = ", ".join(Hint)
-_AT_EASE: Final = frozenset({"", "new", "unchanged", Asleep.outcome, NothingYet.outcome})
+AT_EASE: Final = frozenset({"", "new", "unchanged", Asleep.outcome, NothingYet.outcome})
 """Outcomes after which a car waits for its pace alone. A hint may be the first sign that it is awake."""
 
 
@@ -103,10 +104,18 @@ def standing_wait(car: Car, share: Share, now: datetime) -> str | None:
         return "webhooks deliver what this car reports"
     if share.calls_left < schedule.calls_per_poll:
         return f"the plan's calls are used up until {share.renews_at:%Y-%m-%d %H:%M} UTC"
-    outcomes = {schedule.outcome, schedule.outcome if car.trouble is None else car.trouble.outcome}
-    if outcomes <= _AT_EASE or _merely_silent(car, now):
+    return imposed_wait(car, now)
+
+
+def imposed_wait(car: Car, now: datetime, *, at_ease: Container[str] = AT_EASE) -> str | None:
+    """What the car's source or its owner has it wait for; None if it waits for its pace alone.
+
+    ``at_ease``: outcomes after which it does.
+    """
+    outcomes = {car.schedule.outcome, car.schedule.outcome if car.trouble is None else car.trouble.outcome}
+    if all(outcome in at_ease for outcome in outcomes) or _merely_silent(car, now):
         return None
-    return schedule.reason
+    return car.schedule.reason
 
 
 def woken(car: Car, now: datetime) -> Car:

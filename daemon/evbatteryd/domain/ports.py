@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, Self
 
+from evbatteryd.domain.commanding import Command, CommandAnswer, CommandKind
 from evbatteryd.domain.enrolment import Ending, Enrolment, EnrolmentId, Invitation, InvitationId
 from evbatteryd.domain.fleet import Car, Schedule
 from evbatteryd.domain.forecast import CarForecast, Forecast
@@ -72,6 +73,14 @@ class Source(Protocol):
         """End the consent at the source. Nothing happens if it is over already."""
         ...
 
+    async def command(self, vehicle: Vehicle, command: Command, ticket: Ticket) -> bool:
+        """Have the car carry out a command that asks something of it. Whether it did; False: not known yet.
+
+        Raises :class:`~evbatteryd.domain.errors.CommandFailed` if the car or its maker's cloud tried and
+        failed, :class:`~evbatteryd.domain.errors.NotNow` if the car's state forbids it.
+        """
+        ...
+
     async def subscribe(self, consent: Consent, webhook_id: str, ticket: Ticket) -> None:
         """Have the source push this vehicle's data to a webhook. Nothing happens if it does so already."""
         ...
@@ -85,16 +94,39 @@ class Sink(Protocol):
         """Key of its cursor in the journal."""
         ...
 
-    async def publish(self, readings: Sequence[Reading]) -> None:
-        """Tell these readings, oldest first per vehicle. Returns when all of them were taken.
+    @property
+    def connected(self) -> bool:
+        """Whether the other side is there."""
+        ...
 
-        Waits while the other side is away; raises :class:`SinkError` when it is not known whether all
-        were taken, after which the same readings are offered again.
+    @property
+    def connection(self) -> int:
+        """Number of the present or last connection to it: 0 before the first."""
+        ...
+
+    async def reachable(self) -> None:
+        """Until the other side is there."""
+        ...
+
+    async def settle(self) -> bool:
+        """Whether all that was taken over the present connection is known to have been passed on.
+
+        Who takes something may still lose it with its own life. False: the connection is gone.
+        """
+        ...
+
+    async def publish(self, readings: Sequence[Reading], over: int | None = None) -> None:
+        """Tell these readings of one vehicle, oldest first. Returns when all of them were taken.
+
+        ``over``: the connection to tell them over, or not at all; None: whichever there is. Raises
+        :class:`SinkError` when it is not known whether all were taken, or some were refused; its ``taken`` is
+        the position of the last one that is known to be.
         """
         ...
 
     def touch(self, vehicle_id: VehicleId) -> None:
-        """A car's confirmation, freshness or consent changed without a reading: tell it when you can."""
+        """A car's confirmation, freshness or consent changed without a reading, or its readings are told:
+        tell how it stands when you can."""
         ...
 
 
@@ -140,6 +172,47 @@ class Polled:
     """Redacted start of an answer that could not be read."""
     event_id: str | None = None
     """Of the webhook delivery that brought it; noted in the same commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a sink may have left with somebody who keeps it, of one vehicle under one slug."""
+
+    place: str
+    """Where: the base of its topics, and of those of Home Assistant's discovery."""
+    slug: str
+    leaves: frozenset[str]
+    """Names below it that may hold something."""
+    gone: frozenset[str] = frozenset()
+    """Names that were emptied; whoever forgot that shows them again."""
+    digest: bytes = b""
+    """Of what is held there, if that is known for certain; empty: it is not."""
+
+
+class Manifest(Protocol):
+    """What was published and may still be shown, across starts. Raises StoreError and nothing else."""
+
+    async def published(self) -> list[Published]:
+        """Everything that was noted."""
+        ...
+
+    async def note_published(self, notes: Iterable[Published]) -> None:
+        """Note these in place of what was noted under the same place and slug. Durable when it returns.
+
+        Those with neither ``leaves`` nor ``gone`` are forgotten.
+        """
+        ...
+
+    async def mark(self, sink: str) -> str | None:
+        """What the other side was last given to be known again by, and the digests to be believed; once.
+
+        It is forgotten by being asked for: whoever ends in a crash finds none.
+        """
+        ...
+
+    async def keep_mark(self, sink: str, mark: str) -> None:
+        """Keep it for the next start, which may believe every digest then."""
+        ...
 
 
 class Store(Protocol):
@@ -215,16 +288,33 @@ class Store(Protocol):
         """Set a vehicle's spent calls: the source says it counts otherwise (430)."""
         ...
 
-    async def after(self, seq: int, limit: int) -> list[Reading]:
-        """Readings of the journal after position ``seq``, oldest first."""
-        ...
-
     async def cursor(self, sink: str) -> int:
-        """How far ``sink`` has come; 0 for a new one."""
+        """Position up to which ``sink`` has taken everything; 0 for a new one."""
         ...
 
-    async def delivered(self, sink: str, seq: int) -> None:
-        """``sink`` has taken everything up to and including ``seq``."""
+    async def owed(self, sink: str, after: int, limit: int) -> list[tuple[int, VehicleId]]:
+        """Positions after ``after`` that ``sink`` has not taken, and whose they are, oldest first.
+
+        Walk them by handing over the last position; an empty list ends the walk.
+        """
+        ...
+
+    async def readings(self, positions: Iterable[int]) -> list[Reading]:
+        """The readings of the journal at these positions, oldest first; those that are gone are left out."""
+        ...
+
+    async def delivered(
+        self, sink: str, positions: Mapping[VehicleId, int], cursor: int | None = None
+    ) -> None:
+        """``sink`` has taken everything of these vehicles up to and including these positions.
+
+        ``cursor``: and everything of all of them up to and including that. Neither ever goes back.
+        """
+        ...
+
+    async def position_before(self, instant: datetime) -> int:
+        """Position of the last reading fetched before ``instant``, nearly: readings are committed in the
+        order of their answers, give or take what an answer waits for its commit. 0: there is none."""
         ...
 
     @property
@@ -343,6 +433,24 @@ class Hints(Protocol):
         ...
 
 
+class Commands(Protocol):
+    """Who has commands carried out. They cost calls."""
+
+    def give(self, slug: str, kind: CommandKind, text: str, origin: str) -> AsyncIterable[CommandAnswer]:
+        """Have a car do what ``text`` says; ``origin``: its way here. One answer or several, the last of
+        which is ``final``.
+
+        Whoever commands what is being done already joins it: they are given the very object of the one
+        before, and all its answers. Raises nothing: whatever cannot be done is refused, with the reason.
+        Whoever stops listening stops nothing.
+        """
+        ...
+
+    def possible(self, car: Car) -> frozenset[CommandKind]:
+        """What this car can be commanded at all, as far as is known."""
+        ...
+
+
 class Ledger(Protocol):
     """One application's calls, as they stand."""
 
@@ -406,6 +514,10 @@ class Tally(Protocol):
         """A wall box or an automation told this of a car, and this became of it."""
         ...
 
+    def command(self, command: str, outcome: str) -> None:
+        """A command came, and this became of it."""
+        ...
+
     def rejected(self, make: str, signal: str) -> None: ...
     def budget(self, application: str, remaining: int) -> None: ...
     def bucket(self, application: str, level: float) -> None: ...
@@ -413,7 +525,14 @@ class Tally(Protocol):
         """How an application's period will end."""
         ...
 
-    def outbox(self, sink: str, readings: int) -> None: ...
+    def outbox(self, sink: str, readings: int) -> None:
+        """Readings that a sink has not taken yet."""
+        ...
+
+    def given_up(self, sink: str, reason: str, readings: int) -> None:
+        """Readings that a sink will never be offered again, untaken."""
+        ...
+
     def in_flight(self, polls: int) -> None: ...
     def connected(self, up: bool) -> None: ...
     def published(self, messages: int) -> None: ...

@@ -19,6 +19,7 @@ from evbatteryd.domain.fleet import Car, Fleet, Schedule, facts_of
 from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.policy import polling
 from evbatteryd.domain.ports import CannotChange, Clock, Log, Polled, Store
+from evbatteryd.domain.profile import UNKNOWN
 from evbatteryd.domain.reading import BatteryState, Reading
 from evbatteryd.domain.vehicle import (
     LONGEST_NAME,
@@ -38,8 +39,6 @@ NOTABLY = timedelta(minutes=10)
 """By less a poll is not brought forward at a start: what was learnt since it was decided moves it as well."""
 _AT_PACE = frozenset({"new", "unchanged", BudgetSpent.outcome})
 """Outcomes after which a car waits for its brand's pace or its plan, and for nothing of its own."""
-UNKNOWN = "unknown"
-"""The brand whose profile is used for makes that have none."""
 _T = TypeVar("_T")
 
 

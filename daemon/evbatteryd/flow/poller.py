@@ -13,7 +13,6 @@ from evbatteryd.domain.cadence import consented_anew, words
 from evbatteryd.domain.errors import (
     ApplicationRateLimited,
     ApplicationRefused,
-    BudgetSpent,
     ConsentLost,
     NotCapable,
     SourceError,
@@ -30,12 +29,11 @@ from evbatteryd.domain.worth import awaited, claim
 from evbatteryd.flow.cars import Cars
 from evbatteryd.flow.outages import Outages
 from evbatteryd.flow.pauses import pause as wait
-from evbatteryd.flow.purse import CREDENTIALS, OURS, Purse, PurseTicket
+from evbatteryd.flow.purse import Purse, PurseTicket
+from evbatteryd.flow.standing import Standing
 from evbatteryd.flow.timer import CohortTimer
 from evbatteryd.flow.waiting import LONGEST_WAIT, WaitingRoom
 
-APPLICATION_PAUSE = timedelta(minutes=1)
-"""How long an application waits that is rate limited without being told for how long."""
 _OF_THE_APPLICATION = frozenset({ApplicationRefused.outcome, ApplicationRateLimited.outcome})
 SILENCE_SAID_AGAIN = timedelta(days=1)
 SILENT = (
@@ -55,6 +53,18 @@ class _Application:
     purse: Purse
     room: WaitingRoom
     someone_waits: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How one poll of a car ended."""
+
+    car: Car
+    """As it is after it."""
+    news: bool
+    error: SourceError | None
+    """None: it was answered with data."""
+    calls: int
 
 
 class Poller:
@@ -103,11 +113,21 @@ class Poller:
         """When the cars that wait were due as they began to."""
         self._awaited: set[VehicleId] = set()
         """Cars whose next answer somebody awaits."""
-        self._refused: set[str] = set()
+        self.standing = Standing(cars, log)
+        self._listeners: list[Callable[[Asked], None]] = []
         self._brands: Counter[str] = Counter()
         self._freed = asyncio.Event()
         self._silence_said: dict[str, datetime] = {}
         self._said: dict[VehicleId, frozenset[tuple[Signal, str]]] = {}
+
+    def listen(self, listener: Callable[[Asked], None]) -> None:
+        """Have ``listener`` hear of every poll that ended, once what it brought is committed."""
+        self._listeners.append(listener)
+
+    def asking(self, vehicle_id: VehicleId) -> bool:
+        """Whether a poll of this car is under way."""
+        poll = self._polls.get(vehicle_id)
+        return poll is not None and not poll.done()
 
     def due(self, vehicle_id: VehicleId) -> None:
         """The car's bell rang."""
@@ -291,7 +311,8 @@ class Poller:
         now = self._clock.now()
         if ticket.calls:
             self._outages.answered(car, answer, profile, now)
-        await self._mind_application(car, purse, answer)
+        problem = answer if isinstance(answer, SourceError) else None
+        await self.standing.heard(car.id, purse, problem)
         ticket.close()
         polled: Polled | None = None
 
@@ -314,31 +335,8 @@ class Poller:
         self._report(car, settled)
         if isinstance(answer, Observation):
             self._report_signals(settled, answer, polled.rejected)
-
-    async def _mind_application(self, car: Car, purse: Purse, answer: Observation | SourceError) -> None:
-        """What an answer means for more than its car."""
-        match answer:
-            case ApplicationRateLimited(code=code, retry_after=told) if code != OURS:
-                pause, was_open = told or APPLICATION_PAUSE, not purse.closed_for
-                await self._cars.kept(lambda: purse.close(pause))
-                if was_open:
-                    self._log.warning(
-                        "application.rate_limited",
-                        application=purse.application,
-                        wait_s=pause.total_seconds(),
-                    )
-            case ApplicationRefused(code=code):
-                await purse.close(APPLICATION_PAUSE, emptied=False)
-                if purse.application not in self._refused:
-                    self._refused.add(purse.application)
-                    self._log.error(
-                        "application.refused", application=purse.application, code=code, mend=CREDENTIALS
-                    )
-            case Observation() if purse.application in self._refused:
-                self._refused.remove(purse.application)
-                self._log.info("application.accepted", application=purse.application)
-            case BudgetSpent(code=code) if code != OURS:
-                await self._cars.kept(lambda: purse.exhausted(car.id))
+        for listener in self._listeners:
+            listener(Asked(settled, polled.news, problem, ticket.calls))
 
     def _decide(
         self,

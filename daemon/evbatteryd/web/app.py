@@ -20,11 +20,11 @@ from evbatteryd.domain.errors import StoreError
 from evbatteryd.domain.estimates import Estimator
 from evbatteryd.domain.fleet import Car, Fleet
 from evbatteryd.domain.freshness import Freshness
-from evbatteryd.domain.ports import Clock, Forecasts, Hints, Steward
+from evbatteryd.domain.ports import Clock, Commands, Forecasts, Hints, Steward
 from evbatteryd.domain.vehicle import VehicleId
 from evbatteryd.domain.webhook import WebhookReceiver
 from evbatteryd.enrol.enrolment import Enrolments
-from evbatteryd.web import control, enrolling, hinting, managing, planning, receiving, view
+from evbatteryd.web import commanding, control, enrolling, hinting, managing, planning, receiving, view
 from evbatteryd.web.announcer import Announcer
 from evbatteryd.web.answers import (
     JSON,
@@ -143,6 +143,7 @@ def make_app(
     steward: Steward,
     webhook: WebhookReceiver,
     hints: Hints,
+    commands: Commands,
     forecasts: Forecasts,
     estimate: Estimator,
     why_waiting: WhyWaiting,
@@ -164,6 +165,7 @@ def make_app(
     app.add_routes(planning.routes(forecasts, clock))
     app.add_routes(receiving.routes(webhook, clock))
     app.add_routes(hinting.routes(hints))
+    app.add_routes(commanding.routes(commands))
     app.router.add_get("/", site.page)
     app.router.add_get("/rows", site.rows)
     app.router.add_get("/metrics", site.metrics)

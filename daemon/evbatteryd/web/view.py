@@ -53,6 +53,7 @@ def as_json(car: Car, freshness: Freshness, estimate: Estimate | None, now: date
         "freshness": freshness,
         "activity": schedule.activity,
         "next_poll": schedule.due,
+        "calls_per_poll": schedule.calls_per_poll,
         "reason": schedule.reason,
         "pushed_at": schedule.pushed_at,
         "last_outcome": schedule.outcome or None,

@@ -186,11 +186,7 @@ def after_hint(
         return _unmoved(habits, brand, "its hints have caused enough calls for now")
     terms = Terms(_steps(profile), _polls_per_day(profile, share, calls))
     moment = _moment_after(hint, habits, brand, lore, terms, price, at)
-    asked = car.schedule.polled_at
-    earliest = max(_earliest(habits, profile, calls, at, floor=False), at)
-    if asked is not None:
-        earliest = max(earliest, asked.timestamp() + profile.floor.total_seconds())
-    when = max(moment.at, earliest)
+    when = max(moment.at, _soonest(car, habits, profile, at))
     due = car.schedule.due
     habits.tries = 0
     if due is not None and due.timestamp() <= when:
@@ -199,6 +195,18 @@ def after_hint(
     habits.expected_upload = 0.0
     at_last = datetime.fromtimestamp(when, UTC)
     return Hinted(habits.pack(), at_last, moment.reason, moment.gain, _trend(habits, brand))
+
+
+def soonest(car: Car, profile: BrandProfile, now: datetime) -> datetime:
+    """When the brand's floor and its rolling limit have room for a poll of this car: now or later."""
+    at = now.timestamp()
+    return max(datetime.fromtimestamp(_soonest(car, _habits(car, profile, at), profile, at), UTC), now)
+
+
+def _soonest(car: Car, habits: Habits, profile: BrandProfile, at: float) -> float:
+    earliest = max(_earliest(habits, profile, car.schedule.calls_per_poll, at, floor=False), at)
+    asked = car.schedule.polled_at
+    return earliest if asked is None else max(earliest, asked.timestamp() + profile.floor.total_seconds())
 
 
 def _unmoved(habits: Habits, brand: BrandLore, why: str) -> Hinted:
