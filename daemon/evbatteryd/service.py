@@ -34,6 +34,7 @@ from evbatteryd.domain.webhook import Challenge, Delivery
 from evbatteryd.enrol.consent import ConnectOptions
 from evbatteryd.enrol.enrolment import Enrolments
 from evbatteryd.flow.cars import Cars
+from evbatteryd.flow.commands import CarCommands
 from evbatteryd.flow.delivery import Delivery as JournalDelivery
 from evbatteryd.flow.forecaster import Forecaster
 from evbatteryd.flow.hints import CarHints
@@ -49,12 +50,13 @@ from evbatteryd.flow.timer import CohortTimer
 from evbatteryd.flow.watch import FreshnessWatch
 from evbatteryd.flow.welcome import Welcome
 from evbatteryd.logs import redact_text, redactor
+from evbatteryd.options import mqtt_options, smartcar_options
 from evbatteryd.sdnotify import Notifier
-from evbatteryd.settings import HttpSettings, MqttSettings, Settings, SmartcarSettings
-from evbatteryd.sinks.mqtt import MqttOptions, MqttSink
+from evbatteryd.settings import HttpSettings, Settings, SmartcarSettings
+from evbatteryd.sinks.mqtt import MqttSink
 from evbatteryd.sinks.prometheus import Exposition, Metrics
 from evbatteryd.sources import SOURCES
-from evbatteryd.sources.smartcar import SmartcarOptions, open_http
+from evbatteryd.sources.smartcar import open_http
 from evbatteryd.sources.smartcar_webhooks import WebhookKey, read_delivery
 from evbatteryd.store.sqlite import open_store
 from evbatteryd.web.app import ANNOUNCER, Health, make_app, serving
@@ -140,7 +142,7 @@ async def _build(
     for name, application in settings.smartcar.items():
         purse = Purse(name, application.budget, store, clock, metrics)
         source = SOURCES["smartcar"](
-            _smartcar_options(name, application), http, clock, partial(purse.ticket, None), _Unsaid().learn
+            smartcar_options(name, application), http, clock, partial(purse.ticket, None), _Unsaid().learn
         )
         applications[name] = (source, purse)
         roster = Roster(name, source, purse, cars, clock, log, every=settings.polling.consents_every)
@@ -194,22 +196,40 @@ async def _build(
         metrics,
         price_of=lambda car: polling.price_of(car, lores[car.vehicle.consent.application]),
     )
-    mqtt = None
-    delivery = None
+    commands = CarCommands(
+        cars,
+        clock,
+        metrics,
+        log,
+        applications=applications,
+        poller=poller,
+    )
+    mqtt: MqttSink | None = None
+    delivery: JournalDelivery | None = None
     if settings.mqtt is not None:
-        behind = await store.cursor(MqttSink.name) < store.head
         mqtt = MqttSink(
-            _mqtt_options(settings.mqtt),
+            mqtt_options(settings.mqtt),
             fleet,
             clock,
             metrics,
             log,
-            owed_until=store.head if behind else 0,
+            owes=lambda vehicle_id: delivery is not None and delivery.owes(vehicle_id),
+            manifest=store,
             estimate=estimate,
+            share_of=share_of,
             past_the_hour=timedelta(seconds=-offset(clock.now().timestamp()) % 3600),
             hints=hints,
+            commands=commands,
         )
-        delivery = JournalDelivery(store, mqtt, clock, metrics, log)
+        delivery = JournalDelivery(
+            store,
+            mqtt,
+            clock,
+            metrics,
+            log,
+            most=settings.mqtt.outbox_readings,
+            longest=settings.mqtt.outbox_age,
+        )
 
     def welcome(enrolment: Enrolment) -> None:
         if enrolment.application in welcomes:
@@ -243,6 +263,7 @@ async def _build(
         share_of=share_of,
         estimate=estimate,
         hints=hints,
+        commands=commands,
         forecaster=forecaster,
         lores=lores,
         settings=settings,
@@ -279,20 +300,13 @@ class _Unsaid:
 
 async def _for_ever(name: str, life: Coroutine[Any, Any, None]) -> None:
     """A part that ends by itself is a bug: better the process ends than that it goes on without it."""
-    await life
+    try:
+        await life
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
     raise RuntimeError(f"{name} ended although nobody stopped it")
-
-
-def _smartcar_options(name: str, settings: SmartcarSettings) -> SmartcarOptions:
-    return SmartcarOptions(
-        application=name,
-        client_id=settings.client_id,
-        client_secret=settings.client_secret.reveal(),
-        iam_origin=settings.origins.iam,
-        vehicle_origin=settings.origins.vehicle,
-        management_origin=settings.origins.management,
-        mode=settings.mode,
-    )
 
 
 def _connect_options(name: str, settings: SmartcarSettings) -> ConnectOptions:
@@ -341,25 +355,6 @@ def _access(settings: HttpSettings, local_key: str) -> Access:
     )
 
 
-def _mqtt_options(settings: MqttSettings) -> MqttOptions:
-    return MqttOptions(
-        host=settings.url.host,
-        port=settings.url.port,
-        tls=settings.url.tls,
-        ca_file=settings.ca_file,
-        client_certificate=settings.client_certificate,
-        client_key=settings.client_key,
-        websocket_path=settings.url.websocket_path,
-        username=settings.username,
-        password=settings.password.reveal() if settings.password is not None else None,
-        client_id=settings.client_id,
-        base_topic=settings.base_topic,
-        protocol=settings.protocol,
-        json_state=settings.json_state,
-        scalars=settings.scalars,
-    )
-
-
 @dataclass(kw_only=True)
 class _Daemon:
     """The parts, wired; :meth:`run` is their life."""
@@ -374,6 +369,7 @@ class _Daemon:
     share_of: Callable[[Car], Share | None]
     estimate: Estimator
     hints: CarHints
+    commands: CarCommands
     forecaster: Forecaster
     lores: Lores
     settings: Settings
@@ -394,7 +390,7 @@ class _Daemon:
     bugs: asyncio.Future[None]
     beat: float = 0.0
     scheduled: bool = False
-    pruning: set[asyncio.Task[None]] = field(default_factory=set)
+    chores: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[Running], None]) -> None:
         self.beat = time.monotonic()
@@ -410,6 +406,7 @@ class _Daemon:
             steward=self.steward,
             webhook=self.intake,
             hints=self.hints,
+            commands=self.commands,
             forecasts=self.forecaster,
             estimate=self.estimate,
             why_waiting=self.poller.why_waiting,
@@ -428,7 +425,9 @@ class _Daemon:
                 subscriber.follow(car)
             if self.mqtt is not None and self.delivery is not None:
                 if reading is not None:
-                    self.delivery.wake()
+                    self.delivery.offer(reading)
+                elif car.reading_id is None:
+                    self.delivery.forget(car.id)
                 self.mqtt.touch(car.id)
 
         self.cars.listen(tell)
@@ -442,6 +441,9 @@ class _Daemon:
         await self.intake.open()
         for enrolment in await self.store.awaited():
             self.welcome(enrolment)
+        if self.mqtt is not None and self.delivery is not None:
+            await self.mqtt.open()
+            await self.delivery.open()
         # What lives as long as the process need not be walked by every collection.
         gc.collect()
         gc.freeze()
@@ -461,15 +463,17 @@ class _Daemon:
                 self.notifier.stopping()
                 self.log.info("evbatteryd.stopping", in_flight=self.poller.in_flight)
                 self.timer.stop()
-                for task in (*asking, *self.pruning):
+                for task in (*asking, *self.chores.values()):
                     task.cancel()
             await self.poller.drain(DRAIN)
+            await self.commands.drain(DRAIN)
             await self.intake.drain(DRAIN)
             await self.lores.keep()
             await self._hand_over()
             for task in talking:
                 task.cancel()
-        if self.mqtt is not None:
+        if self.mqtt is not None and self.delivery is not None:
+            await self.delivery.close()
             await self.mqtt.close(1.0)
         self.log.info("evbatteryd.stopped")
 
@@ -506,6 +510,7 @@ class _Daemon:
             ("poller", self.poller.run()),
             ("forecaster", self.forecaster.run()),
             ("lores", self.lores.run()),
+            ("commands", self.commands.run()),
             *(("roster", roster.run()) for roster in self.rosters),
             *(("welcome", welcome.run()) for welcome in self.welcomes),
             *(("subscriber", subscriber.run()) for subscriber in self.subscribers),
@@ -526,18 +531,24 @@ class _Daemon:
                 self.metrics.outbox(self.mqtt.name, self.delivery.waiting)
                 self.metrics.connected(self.mqtt.connected)
 
-        def prune() -> None:
-            if not self.pruning:
-                task = tasks.create_task(self._prune(), name="prune")
-                self.pruning.add(task)
-                task.add_done_callback(self.pruning.discard)
+        def chore(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+            """Begins the work, unless it is still at it since the bell before."""
+
+            def ring() -> None:
+                if name not in self.chores:
+                    self.chores[name] = task = tasks.create_task(work(), name=name)
+                    task.add_done_callback(lambda _: self.chores.pop(name))
+
+            return ring
 
         watchdog = self.notifier.watchdog
         beat = min(HEARTBEAT, watchdog / 3) if watchdog else HEARTBEAT
         # The heart beats in the wall's time: systemd does.
         self.timer.every("heartbeat", beat * self.clock.speed, heartbeat)
         self.timer.every("freshness", timedelta(seconds=1), watch.ring)
-        self.timer.every("retention", timedelta(hours=1), prune)
+        self.timer.every("retention", timedelta(hours=1), chore("prune", self._prune))
+        if self.delivery is not None:
+            self.timer.every("outbox", timedelta(minutes=1), chore("trim", self.delivery.trim))
 
     async def _prune(self) -> None:
         try:

@@ -21,6 +21,7 @@ from evbatteryd.flow import intake as intake_module
 from evbatteryd.flow.intake import Intake
 from tests.fakes import START, until
 from tests.flow.world import RENAULT, World, world
+from tests.store.cars import all_readings
 
 MINUTE = timedelta(minutes=1)
 
@@ -101,7 +102,7 @@ async def test_what_is_pushed_is_a_reading_that_is_committed_before_the_2xx(sett
     deliveries.add(b"e1", car, observation=deliveries.soc(55.0, START - MINUTE))
     answer = await intake.receive(b"e1", "s", None)
     assert answer.status == 200
-    (reading,) = await w.store.after(0, 10)
+    (reading,) = await all_readings(w.store)
     assert reading.origin is Origin.WEBHOOK
     assert reading.state.soc_percent == 55.0
     assert reading.state.measured_at == START - MINUTE
@@ -120,7 +121,7 @@ async def test_a_repetition_changes_nothing_even_after_a_restart(setting) -> Non
     await again.open()
     assert (await again.receive(b"e1", "s", None)).status == 200
     assert len(w.heard) == told
-    assert len(await w.store.after(0, 10)) == 1
+    assert len(await all_readings(w.store)) == 1
     assert counted(w, "vehicle_state", "duplicate") == 2
 
 
@@ -129,7 +130,7 @@ async def test_two_deliveries_of_one_event_at_once_are_one(setting) -> None:
     deliveries.add(b"e1", car, observation=deliveries.soc(55.0, START - MINUTE))
     answers = await asyncio.gather(*(intake.receive(b"e1", "s", None) for _ in range(5)))
     assert [answer.status for answer in answers] == [200] * 5
-    assert len(await w.store.after(0, 10)) == 1
+    assert len(await all_readings(w.store)) == 1
     assert counted(w, "vehicle_state", "duplicate") == 4
 
 
@@ -180,7 +181,7 @@ async def test_strangers_are_looked_for_and_nothing_is_kept_of_them(setting) -> 
     assert answer.status == 200
     assert deliveries.strangers == ["home"]
     assert counted(w, "vehicle_state", "unknown_vehicle") == 1
-    assert await w.store.after(0, 10) == []
+    assert await all_readings(w.store) == []
 
 
 async def test_a_car_of_another_application_is_a_stranger(setting) -> None:
@@ -196,7 +197,7 @@ async def test_a_withdrawn_car_stays_withdrawn(setting) -> None:
     await w.cars.change(car.id, lambda c: replace(c, vehicle=replace(c.vehicle, withdrawn_at=START)))
     deliveries.add(b"e1", car, observation=deliveries.soc(55.0, START))
     await intake.receive(b"e1", "s", None)
-    assert await w.store.after(0, 10) == []
+    assert await all_readings(w.store) == []
     assert w.fleet[car.id].vehicle.withdrawn_at == START
     assert deliveries.strangers == ["home"], "it may have been consented to anew"
 
@@ -251,12 +252,12 @@ async def test_while_the_disk_is_full_smartcar_is_asked_to_come_again(
     w.store.full.add("record")
     assert (await intake.receive(b"e1", "s", None)).status == 503
     assert counted(w, "vehicle_state", "late") == 1
-    assert await w.store.after(0, 10) == []
+    assert await all_readings(w.store) == []
     w.store.full.clear()
     await w.clock.advance(timedelta(seconds=10))
     assert (await intake.receive(b"e1", "s", None)).status == 200
     await until(lambda: w.fleet[car.id].state.soc_percent == 55.0)
-    assert len(await w.store.after(0, 10)) == 1
+    assert len(await all_readings(w.store)) == 1
 
 
 async def test_whoever_hangs_up_stops_no_commit(setting) -> None:

@@ -18,6 +18,7 @@ from evbatteryd.domain.reading import Observation, Rejected, Signal, SignalProbl
 from evbatteryd.domain.vehicle import Vehicle
 from tests.fakes import START, until
 from tests.flow.world import RENAULT, world
+from tests.store.cars import all_readings
 
 
 async def test_an_answer_becomes_a_committed_reading_and_a_next_poll(tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ async def test_an_answer_becomes_a_committed_reading_and_a_next_poll(tmp_path: P
         assert after.schedule.calls_per_poll == 1
         (stored,) = await w.store.cars()
         assert stored == replace(again, trend=None)
-        journal = [reading.reading_id for reading in await w.store.after(0, 10)]
+        journal = [reading.reading_id for reading in await all_readings(w.store)]
         assert journal == [after.reading_id, again.reading_id]
         assert [heard.reading_id for _, heard in w.heard if heard] == journal
 
@@ -61,7 +62,7 @@ async def test_unchanged_answers_write_no_reading_but_confirm(tmp_path: Path) ->
         assert after.reading_id == before.reading_id
         assert after.state.measured_at == before.state.measured_at
         assert after.state.fetched_at == w.clock.now()
-        assert await w.store.after(0, 10) == [r for _, r in w.heard if r]
+        assert await all_readings(w.store) == [r for _, r in w.heard if r]
 
 
 async def test_what_cannot_be_is_kept_out_and_kept_with_its_reason(tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ async def test_an_answer_for_a_car_that_was_withdrawn_meanwhile_is_not_kept(tmp_
         hang.set()
         await until(lambda: w.poller.in_flight == 0)
         assert w.fleet[car.id].state.soc_percent is None
-        assert await w.store.after(0, 10) == []
+        assert await all_readings(w.store) == []
 
 
 async def test_what_cannot_be_read_is_kept_for_whoever_mends_the_parser(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from evbatteryd.domain.ports import CannotChange
 from evbatteryd.flow.steward import CarSteward
 from tests.fakes import START
 from tests.flow.world import World, consent, world
+from tests.store.cars import all_readings
 
 
 def steward_of(w: World) -> CarSteward:
@@ -128,7 +129,7 @@ async def test_erasing_leaves_no_reading_and_no_value_but_what_was_spent(tmp_pat
         spent = w.purse.share(one.id).calls_left
         erased = await steward_of(w).disconnect(one.id, erase=True)
         assert (erased.state.soc_percent, erased.reading_id, erased.schedule.outcome) == (None, None, "")
-        assert [reading.vehicle_id for reading in await w.store.after(0, 10)] == [two.id]
+        assert [reading.vehicle_id for reading in await all_readings(w.store)] == [two.id]
         assert (await w.store.cars())[0] == erased
         account = await w.store.account("home", START.replace(day=1, hour=0))
         assert account.spent[one.id] == 1
@@ -153,7 +154,7 @@ async def test_an_answer_on_its_way_brings_nothing_back(tmp_path: Path) -> None:
         go_on.set()
         await polling
         assert w.fleet[car.id].state.soc_percent is None
-        assert await w.store.after(0, 10) == []
+        assert await all_readings(w.store) == []
 
 
 async def test_nothing_is_renamed_before_every_car_is_loaded(tmp_path: Path) -> None:
@@ -170,7 +171,7 @@ async def test_the_history_of_a_car_that_was_consented_to_meanwhile_stays(tmp_pa
         await w.poll(car)
         with pytest.raises(CannotChange, match="consented again"):
             await w.cars.erase(car.id)
-        assert len(await w.store.after(0, 10)) == 1
+        assert len(await all_readings(w.store)) == 1
 
 
 async def test_while_another_program_reads_the_file_an_erasure_holds_up_nobody(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ async def test_while_another_program_reads_the_file_an_erasure_holds_up_nobody(t
             await steward_of(w).disconnect(one.id, erase=True)
             await steward_of(w).rename(two.id, name="Two", slug=None)
         assert len(w.said("store.log_kept")) == 1
-        assert [reading.vehicle_id for reading in await w.store.after(0, 10)] == [two.id]
+        assert [reading.vehicle_id for reading in await all_readings(w.store)] == [two.id]
 
 
 async def test_an_owner_who_consents_again_under_the_same_connection_is_welcome(tmp_path: Path) -> None:

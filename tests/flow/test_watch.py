@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from evbatteryd.domain.fleet import Car, Trouble
-from evbatteryd.domain.freshness import Freshness
+from evbatteryd.domain.freshness import Freshness, told_again_every
 from evbatteryd.domain.ledger import Budget
 from evbatteryd.domain.policy.outlook import Trend
 from evbatteryd.domain.vehicle import VehicleId
@@ -140,3 +140,27 @@ async def test_what_is_heard_of_a_car_puts_its_estimate_off() -> None:
     await clock.advance(30 * MINUTE)
     watch.ring()
     assert told == []
+
+
+async def test_what_stays_fresh_for_long_is_told_now_and_then(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        flipped: list[Car] = []
+        watch = FreshnessWatch(w.fleet, w.clock, flipped.append)
+        (known,) = await w.poll(*await w.enrol(1))
+        every, fetched = told_again_every(w.fleet.profile(known)), known.state.fetched_at
+        assert fetched is not None
+        quiet = Trend(60.0, fetched, 0.0, 60.0, NOON, sure_until=fetched + 3.5 * every)
+        w.fleet.put(replace(known, trend=quiet))
+        rang = []
+        watch.follow(w.fleet[known.id])
+        for _ in range(4):
+            while not flipped:
+                await w.clock.advance(MINUTE)
+                watch.ring()
+            flipped.clear()
+            rang.append(w.clock.now() - fetched)
+            watch.follow(w.fleet[known.id])
+        freshness = w.fleet.fresh_until(w.fleet[known.id])
+        assert freshness is not None
+        at = [every, 2 * every, 3 * every, freshness - fetched]
+        assert all(timedelta() <= heard - meant <= MINUTE for heard, meant in zip(rang, at, strict=True))

@@ -20,8 +20,8 @@ from paho.mqtt.properties import Properties
 
 from evbatteryd.domain.hinting import HintAnswer, HintOutcome, hint_named
 from evbatteryd.domain.policy.outlook import Hint
-from evbatteryd.sinks import hearing, mqtt
-from evbatteryd.sinks.hearing import Heard, HintTopics, Inbox, hint_text
+from evbatteryd.sinks import connection, hearing, mqtt
+from evbatteryd.sinks.hearing import EVENT, KINDS, ControlTopics, Heard, Inbox, text_of
 from tests.builders import NOON, car, reading, state
 from tests.fakes import until
 from tests.mosquitto import LOOPBACK, PATIENCE_S, Gate, Mosquitto, Witness
@@ -58,7 +58,7 @@ def hints() -> ToldHints:
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody rests after a refusal."""
-    monkeypatch.setattr(mqtt, "REFUSALS_APART_S", 0.0)
+    monkeypatch.setattr(hearing, "REFUSALS_APART_S", 0.0)
 
 
 @asynccontextmanager
@@ -130,7 +130,7 @@ async def test_nothing_retained_is_taken(broker: Mosquitto, protocol: str, hints
             if protocol == "5":
                 assert told == ["charging"]
                 assert station.tally.hints == {("arrived", "retained"): 1}
-                (line,) = station.events("mqtt.hint_retained")
+                (line,) = station.events("mqtt.control_retained")
                 assert "without the retain flag" in line["mend"]
             else:
                 assert told == ["arrived", "charging"]  # it comes without the flag to whoever is there
@@ -198,7 +198,7 @@ async def test_nobody_can_have_us_speak_on_our_own_topics(
 async def test_what_is_large_is_kept_from_us(broker: Mosquitto, hints: ToldHints) -> None:
     async with Station(broker.port, car(1), hints=hints) as station, wall_box(broker) as tell:
         await listening(broker, station, hints)
-        await tell(b"x" * (2 * mqtt.LARGEST_HEARD))
+        await tell(b"x" * (2 * connection.LARGEST_HEARD))
         await tell(b"x" * 4_000)
         await tell("arrived")
         await until(lambda: len(hints.told_of) == 2)
@@ -216,20 +216,20 @@ async def test_a_flood_crowds_out_nobody_and_is_dropped_with_a_count(
     ):
         await listening(broker, station, hints)
         hints.gate.clear()
-        bound = mqtt.HEARERS + hearing.MOST_WAITING_EACH
+        bound = hearing.HEARERS + hearing.MOST_WAITING_EACH
         for number in range(400):
             await tell("arrived" if number % 2 else "departed")
             await tell("arrived", topic=f"evbatteryd/ghost_{number}/event/set")
         await station.publish([reading(1, state=state(soc=61))])
         await tell("charging", topic="evbatteryd/car_2/event/set")
         await station.until(lambda: station.tally.hints.total() >= 800 - 2 * bound)
-        assert len(station.sink._inbox) <= 2 * hearing.MOST_WAITING_EACH + 1
+        assert len(station.sink._ears._inbox) <= 2 * hearing.MOST_WAITING_EACH + 1
         dropped = station.tally.hints.total()
         assert {outcome for _, outcome in station.tally.hints} == {"dropped"}
         hints.gate.set()
         await until(lambda: ("car_2", "charging", "mqtt") in hints.told_of)
         assert len(hints.told_of) + dropped == 801
-        assert len(station.events("mqtt.hints_dropped")) == 1
+        assert len(station.events("mqtt.control_dropped")) == 1
 
 
 async def test_readings_are_told_while_a_flood_is_heard(broker: Mosquitto, hints: ToldHints) -> None:
@@ -251,7 +251,7 @@ async def test_readings_are_told_while_a_flood_is_heard(broker: Mosquitto, hints
                 await station.publish([reading(number, state=state(soc=61))])
         finally:
             flooding.cancel()
-        assert len(station.sink._inbox) <= hearing.MOST_WAITING_EACH
+        assert len(station.sink._ears._inbox) <= hearing.MOST_WAITING_EACH
 
 
 async def test_hints_that_came_before_the_connection_broke_are_taken(
@@ -320,19 +320,19 @@ async def test_a_broker_that_refuses_the_subscription_gets_the_readings(
         Mosquitto(tmp_path / "broker", settings=settings) as broker,
         Station(broker.port, car(1), protocol=protocol, hints=hints) as station,
     ):
-        line = await station.logged("mqtt.hints_refused")
+        line = await station.logged("mqtt.subscription_refused")
         assert "Allow this user to subscribe" in line["mend"]
-        assert line["topic"] == "evbatteryd/+/event/set"
+        assert line["topic"] == "evbatteryd/#"
         await station.publish([reading(1, state=state(soc=61))])
         await broker.restart()
         await station.logged("mqtt.connected", times=2)
         await station.publish([reading(2, state=state(soc=60))])
-        assert len(station.events("mqtt.hints_refused")) == 1
+        assert len(station.events("mqtt.subscription_refused")) == 1
         assert station.events("mqtt.publish_refused") == []
         await broker.stop()
         rules.write_text(_dynamic_security(subscribe=True))
         await broker.start()
-        await station.logged("mqtt.hints_heard")
+        await station.logged("mqtt.heard")
 
 
 async def test_a_broker_that_hangs_up_on_whoever_subscribes_gets_the_readings(
@@ -359,7 +359,7 @@ async def test_a_broker_that_hangs_up_on_whoever_subscribes_gets_the_readings(
             writer.transport.abort()
 
     async with server(strict) as port, Station(port, car(1), protocol="3.1.1", hints=hints) as station:
-        line = await station.logged("mqtt.hints_refused")
+        line = await station.logged("mqtt.subscription_refused")
         assert "closes the connection" in line["reason"]
         await station.deliver([reading(1, state=state(soc=61))])
         await station.deliver([reading(2, state=state(soc=60))])
@@ -367,26 +367,20 @@ async def test_a_broker_that_hangs_up_on_whoever_subscribes_gets_the_readings(
         assert station.sink.connected
 
 
-async def test_without_anybody_to_take_hints_nothing_is_subscribed_to(broker: Mosquitto) -> None:
-    async with Station(broker.port, car(1)) as station, wall_box(broker) as tell:
-        await station.publish([reading(1, state=state(soc=61))])
-        await tell()
-        await station.publish([reading(2, state=state(soc=60))])
-        assert station.tally.hints == {}
-    assert "SUBSCRIBE" not in (broker.folder / "mosquitto.log").read_text()
-
-
 # The pieces
 
 
-def test_topics_name_cars() -> None:
-    topics = HintTopics("home/ev")
-    assert topics.pattern == "home/ev/+/event/set"
-    assert topics.level("home/ev/car_1/event/set") == "car_1"
-    assert topics.result("car_1") == "home/ev/car_1/event/result"
-    assert topics.level(f"home/ev/{'x' * hearing.LONGEST_LEVEL}/event/set") is not None
-    assert topics.level(f"home/ev/{'x' * hearing.LONGEST_LEVEL}x/event/set") is None
-    assert topics.level("home/ev//event/set") is None
+@pytest.mark.parametrize("kind", KINDS)
+def test_topics_name_cars_and_kinds(kind: str) -> None:
+    topics = ControlTopics("home/ev", "homeassistant")
+    assert f"home/ev/+/{kind}/set" in topics.patterns
+    assert len(topics.patterns) == len(KINDS)
+    assert topics.read(f"home/ev/car_1/{kind}/set") == ("car_1", kind)
+    assert topics.result("car_1", kind) == f"home/ev/car_1/{kind}/result"
+    assert topics.read(f"home/ev/{'x' * hearing.LONGEST_LEVEL}/{kind}/set") is not None
+    assert topics.read(f"home/ev/{'x' * hearing.LONGEST_LEVEL}x/{kind}/set") is None
+    assert topics.read(f"home/ev//{kind}/set") is None
+    assert topics.read(f"home/ev/car_1/{kind}x/set") is None
 
 
 @pytest.mark.parametrize(
@@ -396,6 +390,7 @@ def test_topics_name_cars() -> None:
         ("evbatteryd2/x", True),
         ("evbatteryd", False),
         ("evbatteryd/x", False),
+        ("homeassistant/device/x/config", False),
         ("a/+", False),
         ("#", False),
         ("a\0b", False),
@@ -406,12 +401,12 @@ def test_topics_name_cars() -> None:
     ],
 )
 def test_answers_go_where_they_may(asked: object, granted: bool) -> None:
-    assert HintTopics("evbatteryd").response(asked) == (asked if granted else None)
+    assert ControlTopics("evbatteryd", "homeassistant").response(asked) == (asked if granted else None)
 
 
 @given(st.binary())
 def test_whatever_a_payload_holds_it_is_a_short_text(payload: bytes) -> None:
-    assert len(hint_text(payload)) <= hearing.LONGEST_HINT + 1
+    assert len(text_of(payload)) <= hearing.LONGEST_HINT + 1
 
 
 @given(
@@ -419,8 +414,8 @@ def test_whatever_a_payload_holds_it_is_a_short_text(payload: bytes) -> None:
 )
 def test_hints_are_known_however_they_are_written(hint: Hint, case: Callable[[str], str], blank: str) -> None:
     plain = f"{blank}{case(hint)}{blank}"
-    assert hint_named(hint_text(plain.encode())) is hint
-    assert hint_named(hint_text(blank.encode() + orjson.dumps(plain))) is hint
+    assert hint_named(text_of(plain.encode())) is hint
+    assert hint_named(text_of(blank.encode() + orjson.dumps(plain))) is hint
 
 
 async def test_the_inbox_is_bounded_for_each_car_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,7 +423,7 @@ async def test_the_inbox_is_bounded_for_each_car_and_for_all(monkeypatch: pytest
     inbox = Inbox({"a", "b", "c", "d"})
 
     def put(level: str, times: int) -> int:
-        return sum(inbox.put(Heard(level, "arrived")) for _ in range(times))
+        return sum(inbox.put(Heard(level, EVENT, "arrived")) for _ in range(times))
 
     each = hearing.MOST_WAITING_EACH
     assert put("a", 50) == each

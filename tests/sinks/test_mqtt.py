@@ -26,16 +26,20 @@ from aiohttp import web
 from evbatteryd.domain.errors import SinkError
 from evbatteryd.domain.fleet import Car, Trouble
 from evbatteryd.domain.freshness import GRACE
+from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.reading import Reading
 from evbatteryd.domain.vehicle import VehicleId
-from evbatteryd.sinks import mqtt
-from evbatteryd.sinks.mqtt import MqttOptions, MqttSink
-from evbatteryd.sinks.payload import FIELDS, Topics
+from evbatteryd.sinks import blame, connection, mqtt
+from evbatteryd.sinks.connection import Connection, MqttOptions
+from evbatteryd.sinks.mqtt import MqttSink
+from evbatteryd.sinks.payload import AVAILABILITY, FIELDS, POLLING, STATE, Topics
 from tests.builders import NOON, car, profile, reading, state
 from tests.mosquitto import LOOPBACK, PATIENCE_S, Gate, Mosquitto, Witness, program
 from tests.sinks.conftest import PASSWORD, Station
 from tests.sinks.world import at_its_newest, kept, later, packet, packet_id, readings_of, server
 
+EVERYTHING = {STATE, AVAILABILITY, POLLING, *FIELDS}
+"""Whatever may be retained of a car."""
 STALE_AT = NOON + timedelta(seconds=30) + 2 * profile().parked + GRACE
 """When what was fetched half a minute past noon stops being fresh, for a parked car."""
 
@@ -67,23 +71,35 @@ def never_went_back(witness: Witness, slug: str) -> bool:
 # What is told
 
 
-async def test_every_reading_is_told_in_order_to_the_last_scalar(broker: Mosquitto, protocol: str) -> None:
+async def test_every_reading_is_told_in_order_and_the_newest_alone_is_kept(
+    broker: Mosquitto, protocol: str
+) -> None:
     cars = [car(number) for number in (1, 2, 3)]
     journal = interleaved(3, 40)
     async with Witness(broker.port) as witness, Station(broker.port, *cars, protocol=protocol) as station:
         await station.publish(journal[:70])
         await station.publish(journal[70:])
-        for one in cars:
-            own = [entry for entry in journal if entry.vehicle_id == one.id]
-            await witness.until(lambda w, one=one: len(w.on(f"evbatteryd/{one.slug}/fetched_at")) == 40)
-            assert ids(witness, one.slug) == told_of(one, journal)
-            scalars = [message.text for message in witness.on(f"evbatteryd/{one.slug}/soc")]
-            assert scalars == [f"{entry.state.soc_percent:.0f}" for entry in own]
-        values = [m for m in witness.heard if not m.topic.startswith("evbatteryd/bridge/")]
-        assert all(message.retain for message in values)
-        # 120 readings with state, soc and two times each; three availabilities; `online` and `info`.
-        await witness.until(lambda w: len(w.heard) == 120 * 4 + 3 + 2)
+        station.told(car(9))
+        await witness.until(lambda w: len(w.on("evbatteryd/bridge/info")) == 2)
+        await station.until(lambda: station.tally.messages >= len(witness.heard))
         assert station.tally.messages == len(witness.heard)
+    for one in cars:
+        offers = [
+            [entry for entry in part if entry.vehicle_id == one.id] for part in (journal[:70], journal[70:])
+        ]
+        newest = {own[-1].reading_id: own[-1] for own in offers}
+        states = witness.on(f"evbatteryd/{one.slug}/state")
+        assert [message.json["reading_id"] for message in states] == told_of(one, journal)
+        for message in states:
+            is_newest = message.json["reading_id"] in newest
+            assert message.retain is is_newest
+            # Not on the connection that told it: each was fetched before that.
+            assert message.json["replayed"] is True
+            assert message.json["freshness"] == ("fresh" if is_newest else "stale")
+            assert hasattr(message.properties, "MessageExpiryInterval") == (is_newest and protocol == "5")
+        scalars = [message.text for message in witness.on(f"evbatteryd/{one.slug}/soc")]
+        assert scalars == [f"{entry.state.soc_percent:.0f}" for entry in newest.values()]
+        assert len(witness.on(f"evbatteryd/{one.slug}/fetched_at")) == len(newest)
 
 
 async def test_a_published_reading_was_acknowledged(broker: Mosquitto) -> None:
@@ -108,6 +124,86 @@ async def test_a_state_says_what_it_is_and_how_long_it_holds(broker: Mosquitto) 
         assert whole.properties.ContentType == "application/json"
         assert whole.properties.UserProperty == [("schema", "1")]
         assert whole.json["freshness"] == "fresh"
+
+
+async def test_the_word_that_a_car_is_fresh_holds_as_long_as_its_value(
+    broker: Mosquitto, protocol: str
+) -> None:
+    """Any other word, and every word of MQTT 3.1.1, holds until there is another."""
+    topic = "evbatteryd/car_1/availability"
+    async with Witness(broker.port) as witness, Station(broker.port, car(1), protocol=protocol) as station:
+        await witness.until(lambda w: w.last(topic) == "stale")
+        await station.publish([reading(1, state=state(soc=61))])
+        await witness.until(lambda w: w.last(topic) == "fresh")
+        stale, fresh = witness.on(topic)
+        assert not hasattr(stale.properties, "MessageExpiryInterval")
+        seconds = (STALE_AT - station.clock.now()).total_seconds()
+        expiry = getattr(fresh.properties, "MessageExpiryInterval", None)
+        assert expiry == (seconds if protocol == "5" else None)
+        # A confirmation prolongs it, where it runs out.
+        station.told(car(1, state=state(soc=61, fetched_at=later(1)), reading_id="r1"))
+        await witness.until(lambda w: len(w.on("evbatteryd/car_1/fetched_at")) == 2)
+        station.told(car(9))
+        await witness.until(lambda w: w.last("evbatteryd/car_9/polling"))
+        prolonged = witness.on(topic)[2:]
+        if protocol == "5":
+            assert [m.properties.MessageExpiryInterval for m in prolonged] == [seconds + 30]
+        else:
+            assert prolonged == []
+
+
+async def test_how_a_car_is_polled_is_told_whenever_it_changes(broker: Mosquitto, protocol: str) -> None:
+    known = replace(
+        car(1, state=state(soc=61), reading_id="r1", due=later(60)),
+        trouble=Trouble("unreachable", "network", "no way there", NOON),
+    )
+    share = Share(
+        calls_left=400,
+        calls=1000,
+        began_at=NOON - timedelta(days=22),
+        renews_at=NOON + timedelta(days=8),
+        application_interval=timedelta(minutes=1),
+    )
+    topic = "evbatteryd/car_1/polling"
+    async with (
+        Witness(broker.port) as witness,
+        Station(broker.port, known, protocol=protocol, share=share) as station,
+    ):
+        await witness.until(lambda w: w.on(topic))
+        (told,) = witness.on(topic)
+        assert told.retain
+        assert told.json["next_poll"] == "2026-11-22T13:00:00.000Z"
+        assert told.json["problem"]["code"] == "network"
+        assert (told.json["calls_left"], told.json["calls"]) == (400, 1000)
+        assert told.json["renews_at"] == "2026-11-30T12:00:00.000Z"
+        for _ in range(3):
+            station.sink.touch(known.id)
+        station.told(replace(known, schedule=replace(known.schedule, due=later(90))))
+        await witness.until(lambda w: len(w.on(topic)) == 2)
+        assert witness.on(topic)[-1].json["next_poll"] == "2026-11-22T13:30:00.000Z"
+        station.told(replace(known, trouble=None))
+        await witness.until(lambda w: len(w.on(topic)) == 3)
+        assert witness.on(topic)[-1].json["problem"] is None
+
+
+async def test_a_superseded_reading_is_told_as_one_whatever_else_it_may_be(broker: Mosquitto) -> None:
+    """Nobody finds it later and takes it for news, though it was fetched on this connection."""
+    first, second = (
+        reading(number, state=state(soc=60 + number, measured_at=later(0), fetched_at=later(1.5)))
+        for number in (1, 2)
+    )
+    async with Witness(broker.port) as witness, Station(broker.port, car(1)) as station:
+        await station.connected()
+        await station.publish([first, second])
+        await witness.until(lambda w: len(w.on("evbatteryd/car_1/state")) == 2)
+        old, new = witness.on("evbatteryd/car_1/state")
+        assert (old.json["reading_id"], old.json["replayed"], old.retain) == ("r1", True, False)
+        assert old.json["freshness"] != "fresh"
+        assert old.json["measured_at"] == "2026-11-22T12:00:00.000Z"
+        assert (new.json["reading_id"], new.json["replayed"], new.retain) == ("r2", False, True)
+        assert new.json["freshness"] == "fresh"
+        await witness.until(lambda w: w.on("evbatteryd/car_1/soc"))
+        assert [message.text for message in witness.on("evbatteryd/car_1/soc")] == ["62"]
 
 
 async def test_a_clock_that_runs_fast_makes_values_expire_fast(broker: Mosquitto) -> None:
@@ -157,10 +253,10 @@ async def test_either_shape_can_be_switched_off(broker: Mosquitto) -> None:
             await station.publish([reading(1, state=state(soc=61))])
         await witness.until(lambda w: w.last("evbatteryd/b/bridge/state") == "offline")
         topics = {message.topic.removeprefix("evbatteryd/") for message in witness.heard}
+        always = ("bridge/state", "bridge/info", "bridge/mark", "car_1/availability", "car_1/polling")
         assert topics == {
-            *("a/bridge/state", "a/bridge/info", "a/car_1/state", "a/car_1/availability"),
-            *("b/bridge/state", "b/bridge/info", "b/car_1/availability"),
-            *("b/car_1/soc", "b/car_1/measured_at", "b/car_1/fetched_at"),
+            *(f"{base}/{topic}" for base in "ab" for topic in always),
+            *("a/car_1/state", "b/car_1/soc", "b/car_1/measured_at", "b/car_1/fetched_at"),
         }
 
 
@@ -276,9 +372,11 @@ async def test_a_withdrawn_car_is_wiped_and_stays_so(
         gate.open()
         await station.logged("mqtt.connected", times=2)
         await witness.until(lambda w: len(w.on("evbatteryd/car_2/availability")) == 2)
-        assert [message.text for message in witness.on("evbatteryd/car_1/soc")] == ["61", "", ""]
+        # Once more, if what was told last may not have arrived.
+        assert [message.text for message in witness.on("evbatteryd/car_1/soc")][:2] == ["61", ""]
+        assert {message.text for message in witness.on("evbatteryd/car_1/soc")[1:]} == {""}
         told = [message.text for message in witness.on("evbatteryd/car_1/availability")]
-        assert told[-3:] == ["offline", "", ""]
+        assert "".join(told).endswith("offline")
         assert told.count("offline") == 1
         assert await kept(broker.port, "evbatteryd/car_1/+") == {}
 
@@ -288,8 +386,7 @@ async def test_a_car_whose_owner_consents_again_is_told_again(broker: Mosquitto)
     async with Witness(broker.port) as witness, Station(broker.port, car(1)) as station:
         await station.publish([first])
         station.told(car(1, state=first.state, reading_id="r1", withdrawn_at=later(1)))
-        await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "")
-        await witness.until(lambda w: w.last("evbatteryd/car_1/availability") == "")
+        await witness.until(lambda w: all(w.last(f"evbatteryd/car_1/{leaf}") == "" for leaf in EVERYTHING))
         gone = len(witness.heard)
         station.told(car(1, state=first.state, reading_id="r1"))
         await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "61")
@@ -316,12 +413,13 @@ async def test_a_confirmation_waits_for_the_readings_before_it(broker: Mosquitto
         await witness.until(lambda w: w.on("evbatteryd/car_2/availability"))
         gate.shut()
         await station.connected(False)
+        station.owed.add(VehicleId(1))
         station.told(at_its_newest(car(1), journal))
-        await station.publish([])
         gate.open()
         # The sweep of the new connection has passed this car once it has reached the one after it.
         await witness.until(lambda w: len(w.on("evbatteryd/car_2/availability")) == 2)
-        assert witness.last("evbatteryd/car_1/availability") == "fresh"
+        # Nor is it said to be fresh: what is retained is not what was measured last.
+        assert witness.last("evbatteryd/car_1/availability") == "stale"
         assert witness.on("evbatteryd/car_1/state") == []
         delivering = asyncio.create_task(station.publish(journal))
         for _ in range(50):
@@ -333,22 +431,24 @@ async def test_a_confirmation_waits_for_the_readings_before_it(broker: Mosquitto
 
 
 async def test_a_confirmation_never_follows_the_reading_after_it(broker: Mosquitto) -> None:
-    """The next reading is on its way to the broker while the car, in memory, is still at the one before."""
+    """Nor does it come before its own: each reading is confirmed while it is on its way."""
     journal = readings_of(1, 30)
     async with Witness(broker.port) as witness, Station(broker.port, car(1)) as station:
-        await station.publish(journal[:1])
-        for before, after in itertools.pairwise(journal):
-            telling = asyncio.create_task(station.publish([after]))
+        for one in journal:
+            telling = asyncio.create_task(station.publish([one]))
+            await asyncio.sleep(0)
             while not telling.done():
                 confirmed = state(
-                    soc=before.state.soc_percent or 0,
-                    measured_at=before.state.measured_at,
-                    fetched_at=later(0) + timedelta(microseconds=after.seq),
+                    soc=one.state.soc_percent or 0,
+                    measured_at=one.state.measured_at,
+                    fetched_at=one.fetched_at + timedelta(microseconds=one.seq),
                 )
-                station.told(car(1, state=confirmed, reading_id=before.reading_id))
+                station.told(car(1, state=confirmed, reading_id=one.reading_id))
                 await asyncio.sleep(0)
+            await telling
         await witness.until(lambda w: len(ids(w, "car_1")) == 30)
         assert never_went_back(witness, "car_1")
+        assert ids(witness, "car_1") == told_of(car(1), journal)
 
 
 async def test_a_confirmation_under_way_ends_where_a_reading_begins() -> None:
@@ -390,15 +490,18 @@ async def test_after_a_restart_no_state_is_told_before_the_readings_that_wait(br
     """The process begins with readings 1 to 20 of one car in the journal that this sink never took."""
     journal = readings_of(1, 20)
     cars = [at_its_newest(car(1), journal), car(2, state=state(soc=33), reading_id="r0")]
-    async with Witness(broker.port) as witness, Station(broker.port, *cars, owed_until=20) as station:
-        await witness.until(lambda w: w.on("evbatteryd/car_2/availability"))
-        await station.publish(journal[:10])
+    station = Station(broker.port, *cars)
+    station.owed.add(VehicleId(1))
+    async with Witness(broker.port) as witness, station:
+        await witness.until(lambda w: w.on("evbatteryd/car_2/state"))  # it waits for nobody else's readings
+        assert witness.on("evbatteryd/car_1/availability") == []
+        await station.sink.publish(journal[:10])
         station.sink.touch(VehicleId(1))
-        station.sink.touch(VehicleId(2))
-        await witness.until(lambda w: len(ids(w, "car_1")) == 10)
-        assert witness.on("evbatteryd/car_2/state") == []
+        station.told(car(3))
+        await witness.until(lambda w: w.last("evbatteryd/car_3/polling"))
+        assert ids(witness, "car_1") == told_of(cars[0], journal[:10])
         await station.publish(journal[10:])
-        await witness.until(lambda w: w.on("evbatteryd/car_2/state"))
+        await witness.until(lambda w: len(ids(w, "car_1")) == 20)
         assert ids(witness, "car_1") == told_of(cars[0], journal)
         assert never_went_back(witness, "car_1")
         assert ids(witness, "car_2") == ["r0"]
@@ -430,9 +533,9 @@ async def test_whatever_breaks_nothing_is_lost_and_no_state_goes_back(
 
         async def poll() -> None:
             for number, one in enumerate(journal):
+                station.commit(one)
                 committed.put_nowait(one)
-                known = station.fleet[one.vehicle_id]
-                station.told(replace(known, state=one.state, reading_id=one.reading_id))
+                station.sink.touch(one.vehicle_id)
                 if number % 60 == 30:
                     gate.shut()
                 for _ in range(chance.randrange(4)):
@@ -450,7 +553,7 @@ async def test_whatever_breaks_nothing_is_lost_and_no_state_goes_back(
                         committed.put_nowait(None)
                         break
                     batch.append(following)
-                await station.deliver(batch)
+                await station.deliver(batch, commit=False)
 
         async with asyncio.TaskGroup() as living:
             living.create_task(poll())
@@ -491,7 +594,8 @@ async def test_a_broker_that_was_away_is_told_everything(
         async with Witness(broker.port) as witness:
             gate.open()
             await telling
-            await station.publish([replace(one, fetched_at=station.clock.now()) for one in after])
+            for one in after:
+                await station.publish([replace(one, fetched_at=station.clock.now())])
             await witness.until(
                 lambda w: len(ids(w, "car_1")) >= 20 and w.last("evbatteryd/car_1/soc") == "71"
             )
@@ -538,10 +642,11 @@ async def test_a_break_in_the_middle_raises_and_everything_is_offered_again(
         telling = asyncio.create_task(station.publish(journal))
         await witness.until(lambda w: len(ids(w, "car_1")) > 20)
         gate.shut()
-        with pytest.raises(SinkError):
+        with pytest.raises(SinkError) as broken:
             await telling
+        assert len(ids(witness, "car_1")) - 1 <= broken.value.taken <= len(ids(witness, "car_1"))
         gate.open()
-        await station.publish(journal)
+        await station.publish(journal[broken.value.taken :])
         await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "1")
         assert ids(witness, "car_1") == [one.reading_id for one in journal]
         assert never_went_back(witness, "car_1")
@@ -569,12 +674,12 @@ async def test_a_socket_closed_with_something_to_send_is_left_alone(
     broker: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its number may be that of another socket by the time the loop would watch it."""
-    offline = Topics("evbatteryd").offline()
-    connection = mqtt._Connection(MqttOptions(host=LOOPBACK, port=broker.port), offline, None)
-    await connection.enter()
-    await connection.slot()
-    answer = connection.send(offline)
-    connection.drop()
+    offline = Topics("evbatteryd", "homeassistant").offline()
+    client = Connection(MqttOptions(host=LOOPBACK, port=broker.port), offline, None)
+    await client.enter()
+    await client.slot()
+    answer = client.send(offline)
+    client.drop()
     assert await answer is None
     await asyncio.sleep(0.01)
     assert caplog.records == []
@@ -583,8 +688,8 @@ async def test_a_socket_closed_with_something_to_send_is_left_alone(
 async def test_a_frozen_broker_is_given_up_and_taken_back(
     broker: Mosquitto, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt, "ACK_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(mqtt, "CONNECT_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(connection, "ACK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(connection, "CONNECT_TIMEOUT_S", 0.1)
     async with Station(broker.port, car(1)) as station:
         await station.connected()
         broker.freeze()
@@ -643,7 +748,12 @@ async def test_a_connection_that_never_holds_is_not_announced_again_and_again(
         for _ in range(2 * mqtt.FLAPS):
             await asyncio.wait_for(attempts.acquire(), PATIENCE_S)
         said = [entry["event"] for entry in station.log]
-        assert said == ["mqtt.connected", "mqtt.lost"] * mqtt.FLAPS
+        # That each ended upon the same is taken for the broker's way to refuse that.
+        refused = [event for event in said if event.endswith("_refused")]
+        assert len(refused) == len(set(refused))
+        assert [event for event in said if event not in refused] == [
+            *("mqtt.connected", "mqtt.lost") * mqtt.FLAPS
+        ]
         mended.set()
         await station.logged("mqtt.connected", times=mqtt.FLAPS + 1)
 
@@ -728,6 +838,9 @@ async def test_a_message_that_the_broker_refuses_is_no_message_taken(
 ) -> None:
     """And mosquitto 2.0 ends the connection with it, which is not said again and again."""
     monkeypatch.setattr(mqtt, "STEADY_S", 3.0)
+    monkeypatch.setattr(blame, "SHORTEST_S", 0.5)
+    monkeypatch.setattr(blame, "LONGEST_S", 0.5)
+    monkeypatch.setattr(mqtt, "SHUNNED_TRIED_EVERY_S", 0.1)
     rules = tmp_path / "acl"
     rules.write_text("pattern read #\npattern write evbatteryd/bridge/#\npattern write evbatteryd/car_2/#\n")
     async with (
@@ -738,7 +851,7 @@ async def test_a_message_that_the_broker_refuses_is_no_message_taken(
         station.fleet.put(car(1))
         telling = asyncio.create_task(station.deliver([reading(1, state=state(soc=61))]))
         refused = await station.logged("mqtt.publish_refused")
-        assert str(refused["topic"]).startswith("evbatteryd/car_1/")
+        assert str(refused["topic"]).startswith("evbatteryd/car_1/"), refused
         assert refused["reason"] == "not authorized"
         assert "what the broker allows" in str(refused["mend"])
         async with Witness(broker.port) as witness:
@@ -774,10 +887,10 @@ async def test_no_more_is_in_flight_than_the_broker_allows() -> None:
                 waiting.append(packet_id(body))
                 most = max(most, len(waiting))
                 await asyncio.sleep(0.002)  # more would come now, if more were sent
-                if not reader._buffer:  # type: ignore[attr-defined]
-                    for mid in waiting:
-                        writer.write(b"\x40\x02" + mid)
-                    waiting.clear()
+            if not reader._buffer:  # type: ignore[attr-defined]
+                for mid in waiting:
+                    writer.write(b"\x40\x02" + mid)
+                waiting.clear()
         writer.close()
 
     async with server(acknowledge) as port, Station(port, car(1)) as station:
@@ -920,7 +1033,7 @@ async def test_a_certificate_that_is_trusted_leads_there(tls_broker: Mosquitto) 
     }
     async with Station(tls_broker.port, car(1), **options, **certificate) as station:
         await station.publish(readings_of(1, 10))
-        assert station.tally.messages >= 40
+        assert station.tally.messages >= 10
 
 
 @pytest.mark.filterwarnings(

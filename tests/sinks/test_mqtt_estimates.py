@@ -221,7 +221,8 @@ async def test_an_estimate_of_an_earlier_start_is_deleted_on_every_connection_un
         station.fleet.put(expecting())
         await station.publish([reading(1, state=CHARGING)])
     assert set(await kept(broker.port, TOPIC + "+")) >= OF_ESTIMATES
-    unclaimed = replace(expecting(), trend=None, learned=b"habits")
+    polled = replace(expecting().schedule, polled_at=NOON)
+    unclaimed = replace(expecting(), trend=None, learned=b"habits", schedule=polled)
     async with (
         Gate(broker.port) as gate,
         Witness(broker.port) as witness,

@@ -10,13 +10,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evbatteryd.domain.commanding import CommandKind
+from evbatteryd.domain.fleet import Trouble
 from evbatteryd.domain.freshness import Freshness
 from evbatteryd.domain.policy.outlook import Estimate, Trend
 from evbatteryd.domain.reading import BatteryState, ChargeState, Measurement, Origin, Signal
-from evbatteryd.sinks.payload import ESTIMATED, FIELDS, Message, Telling, Topics, newest, state_json
+from evbatteryd.sinks.discovery import Device
+from evbatteryd.sinks.payload import (
+    AVAILABILITY,
+    DISCOVERY,
+    ESTIMATED,
+    FIELDS,
+    POLLING,
+    STATE,
+    Message,
+    Polling,
+    Telling,
+    Topics,
+    newest,
+    polling_json,
+    state_json,
+)
 from tests.builders import NOON, UPLOAD, measurement, state
 
-TOPICS = Topics("evbatteryd")
+TOPICS = Topics("evbatteryd", "homeassistant")
 FLAGS = {Signal.CHARGING, Signal.PLUGGED_IN}
 NUMBERS = set(Signal) - FLAGS - {Signal.CHARGE_STATE}
 
@@ -53,6 +70,27 @@ estimates = st.builds(
     instants,
 )
 GUESS = Estimate(63.04, 60.96, 66.0, NOON + timedelta(hours=4))
+POLLED = Polling(
+    measured_at=NOON,
+    fetched_at=NOON + UPLOAD,
+    next_poll=NOON + timedelta(hours=1),
+    reason="parked",
+    outcome="unreachable",
+    problem=Trouble("unreachable", "network", "no way there", NOON),
+    calls_left=400,
+    calls=1000,
+    renews_at=datetime(2026, 12, 1, tzinfo=UTC),
+    commands=frozenset({CommandKind.POLL, CommandKind.CHARGE_LIMIT}),
+)
+DEVICE = Device(
+    slug="zoe",
+    name="Zoe",
+    make="Renault",
+    model="Zoe",
+    year=2021,
+    commands=frozenset({CommandKind.POLL}),
+    expire_after_s=3600,
+)
 
 
 def telling(known: BatteryState, **changes: object) -> Telling:
@@ -63,7 +101,9 @@ def telling(known: BatteryState, **changes: object) -> Telling:
         "origin": Origin.POLL,
         "freshness": Freshness.FRESH,
         "replayed": False,
+        "superseded": False,
         "published_at": NOON,
+        "fresh_until": None,
         "expiry": 60,
         "estimate": None,
         "estimate_expiry": 60,
@@ -212,23 +252,97 @@ def test_times_keep_every_digit_they_have() -> None:
     assert said(known)["measured_at"] == "2026-11-22T12:00:00.007Z"
 
 
-def test_a_cleared_car_loses_every_topic_that_can_hold_a_value() -> None:
+def test_every_topic_that_can_hold_a_value_can_be_emptied() -> None:
     known = state(**{signal.value: 1.0 for signal in NUMBERS}, charging=True, charge_state="charging")
     whole = telling(known, estimate=GUESS)
     told = [TOPICS.state(whole), *scalars_of(whole)]
-    cleared = list(TOPICS.cleared("zoe"))
-    assert {message.topic for message in told} == {message.topic for message in cleared}
-    assert {message.payload for message in cleared} == {b""}
+    assert {message.topic for message in told} == {TOPICS.topic("zoe", leaf) for leaf in (STATE, *FIELDS)}
+    emptied = list(TOPICS.emptied("zoe", [STATE, *FIELDS]))
+    assert sorted(message.topic for message in emptied) == sorted(message.topic for message in told)
+    assert {(message.payload, message.retain, message.slug) for message in emptied} == {(b"", True, "zoe")}
 
 
-def test_a_forgotten_slug_loses_its_availability_too() -> None:
-    forgotten = list(TOPICS.forgotten("zoe"))
-    availability = TOPICS.availability("zoe", Freshness.OFFLINE).topic
-    assert [message.topic for message in forgotten] == [
-        *(message.topic for message in TOPICS.cleared("zoe")),
-        availability,
+def test_all_that_is_told_of_a_car_can_be_emptied_wherever_it_is() -> None:
+    told = [
+        TOPICS.availability("zoe", Freshness.FRESH, 60),
+        TOPICS.polling("zoe", POLLED, NOON),
+        TOPICS.discovery(DEVICE, version="1.2.3", json_state=True),
     ]
-    assert {message.payload for message in forgotten} == {b""}
+    emptied = TOPICS.emptied("zoe", {AVAILABILITY, POLLING, DISCOVERY})
+    assert {message.topic for message in emptied} == {message.topic for message in told}
+    assert {message.topic for message in told} == {
+        "evbatteryd/zoe/availability",
+        "evbatteryd/zoe/polling",
+        "homeassistant/device/evbatteryd_zoe/config",
+    }
+    assert all(message.retain and message.slug == "zoe" for message in told)
+    assert [message.expiry for message in told] == [60, None, None]
+
+
+def test_what_is_superseded_is_retained_for_nobody() -> None:
+    told = TOPICS.state(telling(state(soc=57), superseded=True, replayed=True))
+    assert (told.retain, told.expiry, told.topic) == (False, None, "evbatteryd/zoe/state")
+    newest_one = TOPICS.state(telling(state(soc=57)))
+    assert (newest_one.retain, newest_one.expiry) == (True, 60)
+    assert json.loads(told.payload)["replayed"] is True
+
+
+def test_messages_say_what_they_are_about() -> None:
+    assert TOPICS.state(telling(state(soc=57))).slug == "zoe"
+    assert TOPICS.availability("zoe", Freshness.FRESH).slug == "zoe"
+    discovered = TOPICS.discovery(DEVICE, version="1", json_state=True)
+    assert (discovered.slug, discovered.part) == ("zoe", DISCOVERY)
+    assert {one.part for one in TOPICS.emptied("zoe", {"soc", DISCOVERY})} == {"", DISCOVERY}
+    assert {one.part for one in TOPICS.emptied("zoe", {"soc", DISCOVERY}, part="x")} == {"x"}
+    assert (TOPICS.online().slug, TOPICS.mark("1-1").slug) == ("", "")
+
+
+@given(st.text("abc/_-", min_size=1), st.text("abc/_-", min_size=1))
+def test_a_place_is_known_again(base: str, prefix: str) -> None:
+    topics = Topics(base, prefix)
+    assert Topics.at(topics.place) == topics
+
+
+def test_how_a_car_is_polled_is_told_with_its_reasons() -> None:
+    message = TOPICS.polling("zoe", POLLED, NOON + timedelta(seconds=5))
+    assert message.json
+    assert json.loads(message.payload) == {
+        "measured_at": "2026-11-22T12:00:00.000Z",
+        "fetched_at": "2026-11-22T12:00:30.000Z",
+        "next_poll": "2026-11-22T13:00:00.000Z",
+        "reason": "parked",
+        "outcome": "unreachable",
+        "problem": {
+            "outcome": "unreachable",
+            "code": "network",
+            "detail": "no way there",
+            "since": "2026-11-22T12:00:00.000Z",
+        },
+        "calls_left": 400,
+        "calls": 1000,
+        "renews_at": "2026-12-01T00:00:00.000Z",
+        "commands": ["charge_limit", "poll"],
+        "published_at": "2026-11-22T12:00:05.000Z",
+    }
+
+
+def test_what_is_not_known_of_polling_is_null() -> None:
+    nothing = Polling(
+        measured_at=None,
+        fetched_at=None,
+        next_poll=None,
+        reason="",
+        outcome="",
+        problem=None,
+        calls_left=None,
+        calls=None,
+        renews_at=None,
+        commands=frozenset(),
+    )
+    told = json.loads(polling_json(nothing, NOON))
+    assert {told.pop("reason"), told.pop("published_at")} == {"", at(NOON)}
+    assert told.pop("commands") == []
+    assert set(told.values()) == {None}
 
 
 def test_the_bridge_tells_who_it_is() -> None:
@@ -240,7 +354,10 @@ def test_the_bridge_tells_who_it_is() -> None:
         "started_at": "2026-11-22T12:00:00.000Z",
     }
     assert TOPICS.online() == Message("evbatteryd/bridge/state", b"online")
-    assert TOPICS.availability("zoe", Freshness.STALE) == Message("evbatteryd/zoe/availability", b"stale")
+    assert TOPICS.offline() == Message("evbatteryd/bridge/state", b"offline")
+    assert TOPICS.mark("ab-1") == Message("evbatteryd/bridge/mark", b"ab-1")
+    stale = Message("evbatteryd/zoe/availability", b"stale", slug="zoe")
+    assert TOPICS.availability("zoe", Freshness.STALE) == stale
 
 
 @given(states(), st.booleans(), st.sampled_from(Freshness))
@@ -361,8 +478,9 @@ def test_the_scalars_of_an_estimate_hold_no_longer_than_it_does() -> None:
 
 
 def test_a_withdrawn_estimate_loses_its_topics_and_nothing_else() -> None:
-    gone = list(TOPICS.withdrawn_estimate("zoe"))
-    assert [message.topic for message in gone] == [f"evbatteryd/zoe/{field}" for field in ESTIMATED]
+    gone = list(TOPICS.emptied("zoe", ESTIMATED))
+    assert {message.topic for message in gone} == {f"evbatteryd/zoe/{field}" for field in ESTIMATED}
+    assert len(gone) == len(ESTIMATED)
     assert {message.payload for message in gone} == {b""}
 
 

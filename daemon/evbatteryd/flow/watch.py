@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from evbatteryd.domain.estimates import next_change
 from evbatteryd.domain.fleet import Car, Fleet
+from evbatteryd.domain.freshness import next_telling
 from evbatteryd.domain.ports import Clock
 from evbatteryd.domain.vehicle import VehicleId
 from evbatteryd.flow.timer import SLICE, Alarms
@@ -15,8 +16,9 @@ from evbatteryd.flow.timer import SLICE, Alarms
 class FreshnessWatch:
     """An alarm per car; ``ring`` is called every second or so.
 
-    It rings at the end of the car's freshness, at each point that its estimate rises, when it should have
-    answered and hourly from then on, and when the estimate is withdrawn: at whichever comes first.
+    It rings at the end of the car's freshness and, while that lasts long, now and then before it; at each
+    point that its estimate rises, when it should have answered and hourly from then on, and when the estimate
+    is withdrawn: at whichever comes first.
     ``flipped`` tells of the car anew, and has it followed again.
     """
 
@@ -31,7 +33,10 @@ class FreshnessWatch:
         now = self._clock.now()
         flips = self._fleet.fresh_until(car) if car.consented else None
         moves = next_change(car, now) if car.vehicle.withdrawn_at is None else None
-        ahead = [at for at in (flips, moves) if at is not None and at > now]
+        again = next_telling(self._fleet.profile(car), car.state, now)
+        if flips is None or again is None or again >= flips:
+            again = None
+        ahead = [at for at in (flips, again, moves) if at is not None and at > now]
         self._alarms.arm(car.id, min(ahead, default=None))
 
     def ring(self) -> None:

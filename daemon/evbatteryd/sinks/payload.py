@@ -11,16 +11,19 @@ none of its times, depends on them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import orjson
 
+from evbatteryd.domain.commanding import CommandKind
+from evbatteryd.domain.fleet import Trouble
 from evbatteryd.domain.freshness import Freshness
 from evbatteryd.domain.policy.outlook import Estimate
 from evbatteryd.domain.reading import BatteryState, ChargeState, Measurement, Origin, Signal
+from evbatteryd.sinks.discovery import Device, discovery_json, discovery_topic
 
 SCHEMA: Final = 1
 """Version of the state's JSON. Fields may be added to it; none is removed or changes its meaning."""
@@ -38,16 +41,48 @@ _CHARGE: Final = (Signal.CHARGING, Signal.CHARGE_STATE, Signal.PLUGGED_IN)
 ESTIMATED: Final = ("soc_estimate", "soc_estimate_low", "soc_estimate_high", "estimate_until")
 FIELDS: Final = (*(signal.value for signal in Signal), "measured_at", "fetched_at", *ESTIMATED)
 """Fields that have a scalar topic of their own."""
+STATE: Final = "state"
+AVAILABILITY: Final = "availability"
+POLLING: Final = "polling"
+DISCOVERY: Final = "discovery"
+"""The leaf that stands for a car's topic below another prefix than ours."""
+MEASURED: Final = frozenset(FIELDS) - frozenset(ESTIMATED)
+BRIDGE: Final = "bridge"
+BRIDGE_LEAVES: Final = frozenset({"state", "info", "mark"})
 
 
 class Message(NamedTuple):
-    """One message. All of ours are retained and sent with QoS 1."""
+    """One message. All of ours are sent with QoS 1."""
 
     topic: str
     payload: bytes
     expiry: int | None = None
     """Real seconds that the broker keeps it; None: for ever. Needs MQTT 5."""
     json: bool = False
+    retain: bool = True
+    slug: str = ""
+    """Of the car that it is about; empty: none."""
+    part: str = ""
+    """What it stands or falls with, if that is neither its car nor, without one, its topic."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Polling:
+    """What is said of when and how a car is asked, and how old its state of charge is."""
+
+    measured_at: datetime | None
+    fetched_at: datetime | None
+    next_poll: datetime | None
+    reason: str
+    outcome: str
+    """Label of the last poll's outcome; empty before the first."""
+    problem: Trouble | None
+    calls_left: int | None
+    """Of the plan's present period; the three of them None if the car's application is not configured."""
+    calls: int | None
+    renews_at: datetime | None
+    commands: frozenset[CommandKind]
+    """What it may be commanded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +96,11 @@ class Telling:
     freshness: Freshness
     replayed: bool
     """Fetched before the present connection to the broker stood."""
+    superseded: bool
+    """There is a newer reading of the car. It is told to whoever listens, and kept for nobody."""
     published_at: datetime
+    fresh_until: datetime | None
+    """When the broker drops it because it is no longer fresh; None: it does not."""
     expiry: int
     estimate: Estimate | None
     """Of the car as it is now, with a band that holds until it is told anew; None: nothing is claimed, or
@@ -72,13 +111,29 @@ class Telling:
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Every message there is, below one base topic."""
+    """Every message there is, below one base topic; and below the prefix of Home Assistant's discovery."""
 
     base: str
+    prefix: str
+
+    @property
+    def place(self) -> str:
+        """Both of them in one text: topics hold no line break."""
+        return f"{self.base}\n{self.prefix}"
+
+    @classmethod
+    def at(cls, place: str) -> Topics:
+        """Those of a :attr:`place`."""
+        base, _, prefix = place.partition("\n")
+        return cls(base, prefix)
 
     @property
     def bridge_state(self) -> str:
         return f"{self.base}/bridge/state"
+
+    @property
+    def mark_topic(self) -> str:
+        return f"{self.base}/bridge/mark"
 
     def online(self) -> Message:
         return Message(self.bridge_state, b"online")
@@ -87,45 +142,93 @@ class Topics:
         """Said at a clean end, and by the broker as our last will."""
         return Message(self.bridge_state, b"offline")
 
+    def mark(self, mark: str) -> Message:
+        """What a broker that forgot nothing shows us again."""
+        return Message(self.mark_topic, mark.encode())
+
     def info(self, *, version: str, vehicles: int, started_at: datetime) -> Message:
         body = {"version": version, "vehicles": vehicles, "started_at": started_at}
         return Message(f"{self.base}/bridge/info", _json(body), json=True)
 
-    def availability(self, slug: str, freshness: Freshness) -> Message:
-        return Message(f"{self.base}/{slug}/availability", freshness.encode())
+    def topic(self, slug: str, leaf: str) -> str:
+        return (
+            discovery_topic(self.prefix, self.base, slug)
+            if leaf == DISCOVERY
+            else f"{self.base}/{slug}/{leaf}"
+        )
+
+    def availability(self, slug: str, freshness: Freshness, expiry: int | None = None) -> Message:
+        return Message(self.topic(slug, AVAILABILITY), freshness.encode(), expiry, slug=slug)
+
+    def polling(self, slug: str, polling: Polling, published_at: datetime) -> Message:
+        return Message(self.topic(slug, POLLING), polling_json(polling, published_at), json=True, slug=slug)
+
+    def discovery(self, device: Device, *, version: str, json_state: bool) -> Message:
+        payload = discovery_json(device, base=self.base, version=version, json_state=json_state)
+        topic = self.topic(device.slug, DISCOVERY)
+        return Message(topic, payload, json=True, slug=device.slug, part=DISCOVERY)
 
     def state(self, telling: Telling) -> Message:
         """The whole state in one message, so that its values and times belong together."""
-        return Message(f"{self.base}/{telling.slug}/state", state_json(telling), telling.expiry, json=True)
+        return Message(
+            self.topic(telling.slug, STATE),
+            state_json(telling),
+            None if telling.superseded else telling.expiry,
+            json=True,
+            retain=not telling.superseded,
+            slug=telling.slug,
+        )
 
     def scalars(self, telling: Telling) -> Iterator[Message]:
         """One message for each measured field, and an empty one for what ended with the charge."""
         for field, value in _scalars(telling.state).items():
             if value is None and field in _ENDING and field in telling.state.signals:
-                yield Message(f"{self.base}/{telling.slug}/{field}", b"")
+                yield Message(self.topic(telling.slug, field), b"", slug=telling.slug)
             elif value is not None:
-                yield Message(f"{self.base}/{telling.slug}/{field}", _text(value), telling.expiry)
+                yield Message(
+                    self.topic(telling.slug, field), _text(value), telling.expiry, slug=telling.slug
+                )
 
     def estimated(self, telling: Telling) -> Iterator[Message]:
         """One message for each field of the estimate, if there is one."""
         for field, value in _estimated(telling.estimate).items():
             if value is not None:
-                yield Message(f"{self.base}/{telling.slug}/{field}", _text(value), telling.estimate_expiry)
+                yield Message(
+                    self.topic(telling.slug, field), _text(value), telling.estimate_expiry, slug=telling.slug
+                )
 
-    def withdrawn_estimate(self, slug: str) -> Iterator[Message]:
-        """Delete what is retained of an estimate that holds no more."""
-        for field in ESTIMATED:
-            yield Message(f"{self.base}/{slug}/{field}", b"")
+    def emptied(self, slug: str, leaves: Iterable[str], part: str = "") -> Iterator[Message]:
+        """Delete what is retained there."""
+        for leaf in sorted(leaves):
+            stands_with = part or (DISCOVERY if leaf == DISCOVERY else "")
+            yield Message(self.topic(slug, leaf), b"", slug=slug, part=stands_with)
 
-    def cleared(self, slug: str) -> Iterator[Message]:
-        """Delete every retained value of a car that has none. Its availability says that it is there."""
-        for field in ("state", *FIELDS):
-            yield Message(f"{self.base}/{slug}/{field}", b"")
 
-    def forgotten(self, slug: str) -> Iterator[Message]:
-        """Delete everything retained of a withdrawn car, or under a slug that no car has any more."""
-        yield from self.cleared(slug)
-        yield Message(f"{self.base}/{slug}/availability", b"")
+def polling_json(polling: Polling, published_at: datetime) -> bytes:
+    """The payload of ``BASE/VEHICLE/polling``."""
+    problem = polling.problem
+    return _json(
+        {
+            "measured_at": polling.measured_at,
+            "fetched_at": polling.fetched_at,
+            "next_poll": polling.next_poll,
+            "reason": polling.reason,
+            "outcome": polling.outcome or None,
+            "problem": None
+            if problem is None
+            else {
+                "outcome": problem.outcome,
+                "code": problem.code,
+                "detail": problem.detail,
+                "since": problem.since,
+            },
+            "calls_left": polling.calls_left,
+            "calls": polling.calls,
+            "renews_at": polling.renews_at,
+            "commands": sorted(polling.commands),
+            "published_at": published_at,
+        }
+    )
 
 
 def state_json(telling: Telling) -> bytes:

@@ -124,6 +124,18 @@ class Metrics:
             ["sink"],
             registry=own,
         )
+        self._given_up = Counter(
+            "evbatteryd_outbox_given_up_total",
+            "Readings that a sink was not told and never will be: too many waited, or they became too old.",
+            ["sink", "reason"],
+            registry=own,
+        )
+        self._commands = Counter(
+            "evbatteryd_commands_total",
+            "Answers to commands, by what was commanded and what became of it.",
+            ["command", "outcome"],
+            registry=own,
+        )
         self._in_flight = Gauge(
             "evbatteryd_polls_in_flight", "Polls that wait for their answer.", registry=own
         )
@@ -171,6 +183,12 @@ class Metrics:
         self._period_ends.labels(application).set(forecast.terms.window.end.timestamp())
         _set(self._expected_interval, application, None if interval is None else interval.total_seconds())
         _set(self._price, application, forecast.price)
+
+    def command(self, command: str, outcome: str) -> None:
+        self._commands.labels(command, outcome).inc()
+
+    def given_up(self, sink: str, reason: str, readings: int) -> None:
+        self._given_up.labels(sink, reason).inc(readings)
 
     def outbox(self, sink: str, readings: int) -> None:
         self._outbox.labels(sink).set(readings)
