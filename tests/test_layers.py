@@ -40,8 +40,10 @@ ROOMS: dict[str, set[str] | None] = {
     "web": FACTS | {"enrol"},
     "logs": FACTS | {"secret"},
     "settings": FACTS | {"brands", "secret"},
+    "options": {"settings", "sinks", "sources"},
     # The rim: wires the rooms together.
     "service": EVERYTHING,
+    "checkup": EVERYTHING,
     "demo": EVERYTHING,
     "view": EVERYTHING,
     "commands": EVERYTHING,
@@ -55,7 +57,8 @@ ONLY_FOR = {
     "simulator": {"cli", "demo"},
     "demo": {"cli"},
     "view": {"cli", "demo"},
-    "operate": {"commands"},
+    "checkup": {"cli"},
+    "operate": {"checkup", "commands"},
     "commands": {"cli"},
     "cli": {"__main__"},
 }

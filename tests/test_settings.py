@@ -160,7 +160,13 @@ def test_every_key_is_read(loader: Loader, folder: Path) -> None:
         client_id = "garage"
         base_topic = "home/ev"
         protocol = "3.1.1"
+        tls_server_name = "broker"
+        keepalive = "1m"
+        session_expiry = "0s"
+        discovery = false
         discovery_prefix = "ha"
+        outbox_readings = 1000
+        outbox_age = "1h"
         json_state = false
         scalars = true
         [http]
@@ -212,6 +218,10 @@ def test_every_key_is_read(loader: Loader, folder: Path) -> None:
     assert (mqtt.client_certificate, mqtt.client_key) == (folder / "client.pem", folder / "client.key")
     assert (mqtt.client_id, mqtt.base_topic, mqtt.discovery_prefix) == ("garage", "home/ev", "ha")
     assert (mqtt.protocol, mqtt.json_state, mqtt.scalars) == ("3.1.1", False, True)
+    assert mqtt.tls_server_name == "broker"
+    assert (mqtt.keepalive, mqtt.session_expiry) == (timedelta(minutes=1), timedelta())
+    assert not mqtt.discovery
+    assert (mqtt.outbox_readings, mqtt.outbox_age) == (1000, timedelta(hours=1))
     assert settings.http.listen == Listen(unix_path=Path("/run/evbatteryd/http.sock"))
     http = settings.http
     assert http.public_url == "https://ev.example.org"
@@ -664,6 +674,14 @@ def test_all_mistakes_at_once(loader: Loader) -> None:
         (MINIMAL + '[mqtt]\nurl = "mqtts://x"\nca_file = "\\u0000"', "mqtt.ca_file", "not the path"),
         (MINIMAL + '[mqtt]\nca_file = "secret"', "mqtt", "without TLS"),
         (MINIMAL + '[mqtt]\nurl = "mqtts://x"\nclient_key = "secret"', "mqtt", "alone"),
+        (MINIMAL + '[mqtt]\ntls_server_name = "x"', "mqtt", "without TLS"),
+        (MINIMAL + '[mqtt]\nkeepalive = "4s"', "mqtt.keepalive", "from 5s to 18h"),
+        (MINIMAL + '[mqtt]\nkeepalive = "19h"', "mqtt.keepalive", "from 5s to 18h"),
+        (MINIMAL + '[mqtt]\nsession_expiry = "2d"', "mqtt.session_expiry", "from 0s to 1d"),
+        (MINIMAL + "[mqtt]\nsession_expiry = 60", "mqtt.session_expiry", "not a duration"),
+        (MINIMAL + '[mqtt]\ndiscovery = "yes"', "mqtt.discovery", "true or false"),
+        (MINIMAL + "[mqtt]\noutbox_readings = 999", "mqtt.outbox_readings", "at least 1000"),
+        (MINIMAL + '[mqtt]\noutbox_age = "59m"', "mqtt.outbox_age", "from 1h to"),
         (
             MINIMAL + '[mqtt]\nprotocol = "3.1.1"\npassword = { file = "secret" }',
             "mqtt",

@@ -108,18 +108,34 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _duration(value: object) -> timedelta:
-    mend = 'Write a number with its unit, in quotes: "30s", "15m", "1h30m", "400d"'
+_DURATION_MEND: Final = 'Write a number with its unit, in quotes: "30s", "15m", "1h30m", "400d"'
+
+
+def _any_duration(value: object) -> timedelta:
     if not isinstance(value, str):
-        raise _wrong("is not a duration", mend)
+        raise _wrong("is not a duration", _DURATION_MEND)
     text = value
     try:
-        span = parse_duration(text)
+        return parse_duration(text)
     except ValueError:
-        raise _wrong("is not a duration", mend) from None
+        raise _wrong("is not a duration", _DURATION_MEND) from None
+
+
+def _duration(value: object) -> timedelta:
+    span = _any_duration(value)
     if not timedelta() < span <= _LONGEST:
-        raise _wrong("must be above zero and at most 100 years", mend)
+        raise _wrong("must be above zero and at most 100 years", _DURATION_MEND)
     return span
+
+
+def _duration_within(least: timedelta, most: timedelta) -> PlainValidator:
+    def check(value: object) -> timedelta:
+        span = _any_duration(value)
+        if not least <= span <= most:
+            raise _wrong(f"must be from {_written(least)} to {_written(most)}", _DURATION_MEND)
+        return span
+
+    return PlainValidator(check)
 
 
 def _path(text: str, place: _Place) -> Path:
@@ -202,6 +218,14 @@ def _secret(value: object, info: ValidationInfo) -> Secret:
             raise PydanticCustomError("string_type", "not text")
 
 
+_NOT_LOOKED_AT: Final = ", not looked at"
+
+
+def is_placeholder(secret: Secret) -> bool:
+    """Whether it stands for a credential that only systemd hands over, whose name it begins with."""
+    return secret.reveal().endswith(_NOT_LOOKED_AT)
+
+
 def _credential(name: str, field: str, place: _Place) -> Secret:
     if not name or "/" in name or name.startswith(".") or not name.isprintable():
         raise _wrong(
@@ -215,7 +239,7 @@ def _credential(name: str, field: str, place: _Place) -> Secret:
             f"the credential {name!r} was not looked at: only systemd hands it over",
             f"The unit needs LoadCredential={name}:/path/to/secret",
         )
-        return Secret(f"{name}, not looked at")
+        return Secret(f"{name}{_NOT_LOOKED_AT}")
     if not folder:
         raise _wrong(
             f"the credential {name!r} cannot be read: $CREDENTIALS_DIRECTORY is not set",
@@ -624,9 +648,25 @@ class MqttSettings(_Table):
     client_id: Words = "evbatteryd"
     base_topic: Topic = "evbatteryd"
     protocol: Literal["5", "3.1.1"] = "5"
+    tls_server_name: Words | None = None
+    """Whose certificate is expected; None: that of the host in ``url``."""
+    keepalive: Annotated[timedelta, _duration_within(timedelta(seconds=5), timedelta(hours=18))] = timedelta(
+        seconds=30
+    )
+    """The broker and we hear of each other at least so often. 16 bits of seconds on the wire."""
+    session_expiry: Annotated[timedelta, _duration_within(timedelta(), timedelta(days=1))] = timedelta(
+        minutes=1
+    )
+    """How long the broker keeps commands and events for us while we are away. MQTT 5 alone."""
+    discovery: bool = True
+    """Home Assistant is told of every car."""
     discovery_prefix: Topic = "homeassistant"
     json_state: bool = True
     scalars: bool = True
+    outbox_readings: Annotated[int, Field(ge=1000)] = 1_000_000
+    """Readings that may wait for the broker; of more, the oldest are given up."""
+    outbox_age: Annotated[timedelta, _duration_within(timedelta(hours=1), _LONGEST)] = timedelta(days=30)
+    """How long they may."""
 
     @model_validator(mode="before")
     @classmethod
@@ -659,6 +699,11 @@ class MqttSettings(_Table):
             raise _wrong(
                 "has a certificate for a connection without TLS",
                 "Use mqtts:// or wss://, or remove the certificates",
+            )
+        if not self.url.tls and self.tls_server_name is not None:
+            raise _wrong(
+                "has tls_server_name for a connection without TLS",
+                "Use mqtts:// or wss://, or remove tls_server_name",
             )
         if self.password is not None and self.username is None and self.protocol == "3.1.1":
             raise _wrong("has a password without a username, which MQTT 3.1.1 forbids", "Add username")
