@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
-.PHONY: demo test test-all lint types unit bench lock clean help
+.PHONY: demo test test-all test-foreign foreign lint types unit bench lock clean help
 
 help:
 	@sed -n '1,3s/^# \{0,1\}//p' Makefile
@@ -25,9 +25,17 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not foreign" $(ARGS)
 
-test-all: lint types
+# Programs of others that tests run against: Home Assistant (needs Python 3.13) and Node-RED (needs npm).
+foreign:
+	sh tools/homeassistant.sh
+	sh tools/nodered.sh
+
+test-foreign: foreign $(VENV)/.dev
+	$(BIN)/python -m pytest -m foreign $(ARGS)
+
+test-all: lint types foreign
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.dev
@@ -56,4 +64,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.run
 	@touch $@
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-foreign dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
