@@ -182,16 +182,35 @@ class Heard:
 class Witness:
     """Subscribes, and notes every message in order. An async context manager: inside, it has subscribed."""
 
-    def __init__(self, port: int, pattern: str = "evbatteryd/#", **options: object) -> None:
+    def __init__(
+        self,
+        port: int,
+        pattern: str = "evbatteryd/#",
+        *,
+        qos: int = 1,
+        retained: bool = True,
+        **options: object,
+    ) -> None:
+        """``retained``: what the broker kept is wanted, too. ``options``: of aiomqtt's client."""
         self.heard: list[Heard] = []
-        self._client = aiomqtt.Client(LOOPBACK, port, protocol=aiomqtt.ProtocolVersion.V5, **options)  # type: ignore[arg-type]
+        options = {"protocol": aiomqtt.ProtocolVersion.V5, **options}
+        self._fifth = options["protocol"] is aiomqtt.ProtocolVersion.V5
+        self._client = aiomqtt.Client(LOOPBACK, port, **options)  # type: ignore[arg-type]
         self._pattern = pattern
+        self._qos = qos
+        self._handling = (
+            SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if retained else SubscribeOptions.RETAIN_DO_NOT_SEND
+        )
         self._news = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self._client.__aenter__()
-        await self._client.subscribe(self._pattern, options=SubscribeOptions(qos=1, retainAsPublished=True))
+        if self._fifth:
+            options = SubscribeOptions(qos=self._qos, retainAsPublished=True, retainHandling=self._handling)
+            await self._client.subscribe(self._pattern, options=options)
+        else:
+            await self._client.subscribe(self._pattern, qos=self._qos)
         self._listening = asyncio.create_task(self._listen())
         return self
 
@@ -211,6 +230,13 @@ class Witness:
             properties = message.properties or Properties(PacketTypes.PUBLISH)
             self.heard.append(Heard(message.topic.value, message.payload, message.retain, properties))
             self._news.set()
+
+    async def ended(self) -> None:
+        """Until the broker is gone, and all that it had sent was read."""
+        assert self._listening is not None
+        async with asyncio.timeout(PATIENCE_S):
+            with suppress(aiomqtt.MqttError):
+                await self._listening
 
     def on(self, topic: str) -> list[Heard]:
         """What was heard on one topic, oldest first."""
@@ -234,7 +260,8 @@ class Witness:
 
 
 class Gate:
-    """A TCP way to the broker that a test can shut: a client behind it sees its connection break."""
+    """A TCP way to the broker that a test can shut: a client behind it sees its connection break; or nothing
+    at all."""
 
     def __init__(self, port: int) -> None:
         self.port = 0
@@ -242,6 +269,7 @@ class Gate:
         self._server: asyncio.Server | None = None
         self._ways: set[asyncio.StreamWriter] = set()
         self._open = True
+        self._swallows = False
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._pass, LOOPBACK, 0)
@@ -259,6 +287,14 @@ class Gate:
     def open(self) -> None:
         self._open = True
 
+    def swallow(self) -> None:
+        """Lose every byte either way from now on. Connections stand, and new ones are accepted."""
+        self._swallows = True
+
+    def deliver(self) -> None:
+        """The opposite. What was lost stays lost."""
+        self._swallows = False
+
     def shut(self) -> None:
         """Break every connection and let nobody in."""
         self._open = False
@@ -274,7 +310,7 @@ class Gate:
             self._ways.add(away)
             try:
                 here, yonder = writer.get_extra_info("socket"), away.get_extra_info("socket")
-                await asyncio.gather(_pump(reader, here, away), _pump(there, yonder, writer))
+                await asyncio.gather(self._pump(reader, here, away), self._pump(there, yonder, writer))
             finally:
                 self._ways.discard(away)
                 away.transport.abort()
@@ -284,10 +320,12 @@ class Gate:
             self._ways.discard(writer)
             writer.transport.abort()
 
-
-async def _pump(reader: asyncio.StreamReader, source: socket.socket, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        source.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        writer.write(data)
-        await writer.drain()
-    writer.transport.abort()
+    async def _pump(
+        self, reader: asyncio.StreamReader, source: socket.socket, writer: asyncio.StreamWriter
+    ) -> None:
+        while data := await reader.read(65536):
+            source.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            if not self._swallows:
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()

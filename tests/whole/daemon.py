@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Self
@@ -58,7 +58,8 @@ class Daemon:
 
     async def __aexit__(self, *_: object) -> None:
         if self._process is not None:
-            await self.end(signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended by itself, and a test has failed of it
+                await self.end(signal.SIGKILL)
 
     async def start(self) -> None:
         """Return when its first schedule stands."""
@@ -71,10 +72,15 @@ class Daemon:
             self.url = (await self._process.stdout.readline()).decode().strip()
         assert self.url, self.log.read_text()
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def end(self, number: signal.Signals) -> int:
         """Send the signal; return the exit code."""
         assert self._process is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
         async with asyncio.timeout(PATIENCE_S):
             code = await self._process.wait()
         self._process = None
@@ -99,6 +105,10 @@ class Control:
 
     async def clear(self) -> None:
         await self._call("DELETE", "faults")
+
+    async def latency(self, scale: float) -> None:
+        """How slow answers are; 1: as Smartcar's."""
+        await self._call("POST", "latency", {"scale": scale})
 
     async def stats(self) -> dict[str, object]:
         return await self._call("GET", "stats")  # type: ignore[return-value]

@@ -18,11 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
+import aiomqtt
 from aiohttp import web
 
 from evbatteryd.clock import FastClock
 from evbatteryd.simulator import Simulator, SimulatorOptions
-from tests.mosquitto import Gate, Mosquitto, Witness
+from tests.mosquitto import LOOPBACK, Gate, Mosquitto, Witness, program
 from tests.whole.daemon import Control, Daemon, controlling
 
 SPEED = 3600.0
@@ -43,6 +44,10 @@ class Whole:
     control: Control
     daemon: Daemon
     clock: FastClock
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "evbatteryd.toml"
 
     def committed(self) -> list[tuple[str, str]]:
         """(slug, reading id) of every reading in the store, in order."""
@@ -86,8 +91,13 @@ async def everything(
     pace: str = "10m",
     public: bool = False,
     consents_every: str = "15m",
+    mqtt: str = "scalars = false",
+    broker: Mosquitto | None = None,
 ) -> AsyncIterator[Whole]:
-    """``webhook``: Smartcar pushes. ``pace``: how often a car is asked. ``public``: strangers come, too."""
+    """``webhook``: Smartcar pushes. ``pace``: how often a car is asked. ``public``: strangers come, too.
+
+    ``mqtt``: further keys of that table. ``broker``: one that was not started yet.
+    """
     start, origin = datetime.now(UTC), time.monotonic()
     clock = FastClock(speed, start, origin)
     port = free_port()
@@ -109,8 +119,8 @@ async def everything(
     async with (
         simulator.serving("127.0.0.1", 0) as url,
         controlling(url) as control,
-        Mosquitto(folder / "broker") as broker,
-        Gate(broker.port) as gate,
+        broker or Mosquitto(folder / "broker") as started,
+        Gate(started.port) as gate,
     ):
         config = folder / "evbatteryd.toml"
         for name, secret in (
@@ -139,7 +149,7 @@ refill_per_minute = 600
 calls_per_vehicle = 1000000
 [mqtt]
 url = "mqtt://127.0.0.1:{gate.port}"
-scalars = false
+{mqtt}
 [http]
 listen = "127.0.0.1:{port}"
 admin_token = {{ file = "admin" }}
@@ -152,7 +162,7 @@ url = "sqlite:///{folder}/evbatteryd.db"
 """
         )
         async with Daemon(config, speed, start, origin) as daemon:
-            yield Whole(folder, broker, gate, control, daemon, clock)
+            yield Whole(folder, started, gate, control, daemon, clock)
 
 
 def free_port() -> int:
@@ -252,7 +262,7 @@ class Town:
     broker: Mosquitto
     arrivals: Arrivals
 
-    def settled(self, name: str, budget: str, *, polling: str = "") -> Path:
+    def settled(self, name: str, budget: str, *, polling: str = "", mqtt: str = "") -> Path:
         """The configuration of a daemon of that name, which is its base topic too; in a folder of its own."""
         folder = self.folder / name
         folder.mkdir()
@@ -273,6 +283,7 @@ origins = {{ {origins} }}
 url = "mqtt://127.0.0.1:{self.broker.port}"
 base_topic = "{name}"
 client_id = "{name}"
+{mqtt}
 [http]
 listen = "127.0.0.1:{free_port()}"
 [polling]
@@ -348,6 +359,34 @@ def _read_all(terminal: int) -> bytes:
         while chunk := written.read(4096):
             said += chunk
     return said
+
+
+async def until(condition: Callable[[], object], patience_s: float = 30.0) -> None:
+    """Until it holds; ``condition`` may have to be awaited. Fails if it never does."""
+    async with asyncio.timeout(patience_s):
+        while True:
+            held = condition()
+            if await held if isinstance(held, Awaitable) else held:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def kept(port: int, pattern: str = "#", protocol: str = "5") -> dict[str, bytes]:
+    """What a broker retains, by topic, as ``mosquitto_sub`` tells it."""
+    version = "mqttv5" if protocol == "5" else "mqttv311"
+    words = ("-h", LOOPBACK, "-p", str(port), "-V", version, "-t", pattern, "-F", "%t %x", "--retained-only")
+    asking = await asyncio.create_subprocess_exec(
+        program("mosquitto_sub"), *words, stdout=asyncio.subprocess.PIPE
+    )
+    told = asyncio.create_task(asking.communicate())
+    # It ends with the first message that is not retained, and a broker sends what is retained before that.
+    version_5 = aiomqtt.ProtocolVersion.V5 if protocol == "5" else aiomqtt.ProtocolVersion.V311
+    async with asyncio.timeout(30), aiomqtt.Client(LOOPBACK, port, protocol=version_5) as client:
+        while not told.done():
+            await client.publish(pattern.replace("#", "nothing/at/all"))
+            await asyncio.wait((told,), timeout=0.02)
+    lines = (line.partition(" ") for line in (await told)[0].decode().splitlines())
+    return {topic: bytes.fromhex(payload) for topic, _, payload in lines}
 
 
 def rows(config: Path, query: str, *arguments: object) -> list[tuple]:
