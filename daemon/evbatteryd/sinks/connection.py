@@ -215,8 +215,11 @@ class Connection(aiomqtt.Client):
         will: Message | None,
         tls: ssl.SSLContext | None,
         heard: Callable[[paho.MQTTMessage], None] | None = None,
+        *,
+        careful: bool = False,
     ) -> None:
         """``heard``: is handed every message that arrives, and must not raise. None: none are wanted.
+        ``careful``: one message is in flight at a time, until :meth:`trust` is called.
 
         With a session that the broker keeps, messages may arrive before anything was subscribed to.
         """
@@ -246,6 +249,7 @@ class Connection(aiomqtt.Client):
             max_inflight_messages=0,
         )
         self.limits = Limits()
+        self.careful = careful
         self.retains = True
         self.resumed = False
         self._fifth = fifth
@@ -308,6 +312,13 @@ class Connection(aiomqtt.Client):
     def ended(self) -> bool:
         """Whether nothing can be sent over it any more."""
         return self._dropped or self._disconnected.done()
+
+    def trust(self) -> None:
+        """As many messages may be in flight as the broker and we allow."""
+        if self.careful:
+            self.careful = False
+            for _ in range(min(self.limits.in_flight, IN_FLIGHT) - 1):
+                self._slots.release()
 
     def free_slot(self) -> None:
         """Give back a slot that was not needed."""
@@ -441,7 +452,7 @@ class Connection(aiomqtt.Client):
         self.limits = limits
         self.retains = self.retains and limits.retains
         self.resumed = flags.session_present
-        self._slots = asyncio.Semaphore(min(limits.in_flight, IN_FLIGHT))
+        self._slots = asyncio.Semaphore(1 if self.careful else min(limits.in_flight, IN_FLIGHT))
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _on_disconnect(

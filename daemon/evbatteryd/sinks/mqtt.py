@@ -100,6 +100,9 @@ STEADY_S = 10.0
 """A connection that holds this long is a good one: the next failure is the first again."""
 FLAPS = 3
 """After as many connections in a row that were none, the next is announced only when it is a good one."""
+CAREFUL: Final = 2
+"""After as many connections in a row that did not last, one message is in flight at a time: so it shows which
+one they end upon."""
 POISONED: Final = 2
 """After as many, the broker is to drop what it has kept for us meanwhile."""
 SLICE = 256
@@ -312,6 +315,7 @@ class MqttSink:
                 self._topics.offline(),
                 tls,
                 lambda message: self._hear(shown, message),
+                careful=self._flaps >= CAREFUL,
             )
             await connection.enter()
         except (aiomqtt.MqttError, OSError) as error:
@@ -400,6 +404,7 @@ class MqttSink:
 
     async def _become_steady(self, session: _Session) -> None:
         await asyncio.sleep(STEADY_S)
+        session.connection.trust()
         self._failures = 0
         if self._flaps >= FLAPS:
             self._say_connected(session)
@@ -433,10 +438,11 @@ class MqttSink:
         for slug in self._retained.lost():
             self._touch_slug(slug)
         suspects = session.suspects(answers_first=self._options.protocol == "3.1.1")
-        if silent:
-            suspects = [one for one in suspects if one.strikes == 1]
-        elif any(one.part == SUBSCRIPTION for one in suspects):
+        if not silent and any(one.part == SUBSCRIPTION for one in suspects):
             self._turned_away += 1
+        if silent or not session.connection.careful:
+            # With many in flight, what the broker said last may be lost with the connection.
+            suspects = [one for one in suspects if one.strikes == 1]
         # The first messages of every connection prove nothing.
         bridge = f"{self._topics.base}/{BRIDGE}/"
         guilty = self._blame.ended(
