@@ -131,7 +131,6 @@ EMPTIED_S = 2.0
 SHUNNED_TRIED_EVERY_S = 15.0
 ELSEWHERE: Final = "elsewhere"
 """What stands or falls with the topics of an earlier configuration."""
-_ALL: Final = frozenset({STATE, AVAILABILITY, POLLING, DISCOVERY, *FIELDS})
 _UNFILLED: Final = frozenset({AVAILABILITY, POLLING})
 """Topics of a car that has no value."""
 
