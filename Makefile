@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS   ?=
+# Half of the time of most tests is spent waiting. Those of a file share what is dear to make.
+SPREAD := -n auto --dist loadfile
 
 .PHONY: demo test test-all test-foreign foreign lint types unit bench lock clean help
 
@@ -25,7 +27,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow and not foreign" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not foreign" $(SPREAD) $(ARGS)
 
 # Programs of others that tests run against: Home Assistant (needs Python 3.13) and Node-RED (needs npm).
 foreign:
@@ -36,7 +38,7 @@ test-foreign: foreign $(VENV)/.dev
 	$(BIN)/python -m pytest -m foreign $(ARGS)
 
 test-all: lint types foreign
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.benchmarks $(ARGS)

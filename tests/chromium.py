@@ -86,8 +86,9 @@ def complaints(page: Page) -> list[str]:
 
     page.on("console", listen)
     page.on("pageerror", lambda error: heard.append(str(error)))
-    # A stream is cut off when its page is left: that is how it ends.
+    # What is still on its way when a page is left is cut off by the browser itself.
     page.on(
-        "requestfailed", lambda request: heard.append(request.url) if "/rows" not in request.url else None
+        "requestfailed",
+        lambda request: heard.append(request.url) if request.failure != "net::ERR_ABORTED" else None,
     )
     return heard

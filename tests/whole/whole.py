@@ -28,6 +28,9 @@ from tests.whole.daemon import Control, Daemon, controlling
 
 SPEED = 3600.0
 CARS = 12
+AFTERNOON = datetime(2026, 11, 12, 15, 30, tzinfo=UTC)
+"""A Thursday on which cars drive home and are charged, whatever hour it is in truth; no BMW was silent for so
+long that it counts as stale."""
 ADMIN_TOKEN = "an-admin-token-of-the-test"
 PUBLIC_HOST = "ev.example.test"
 BRANDS = ("tesla", "volvo", "renault", "kia", "bmw", "polestar")
@@ -98,7 +101,7 @@ async def everything(
 
     ``mqtt``: further keys of that table. ``broker``: one that was not started yet.
     """
-    start, origin = datetime.now(UTC), time.monotonic()
+    start, origin = AFTERNOON, time.monotonic()
     clock = FastClock(speed, start, origin)
     port = free_port()
     simulator = Simulator(

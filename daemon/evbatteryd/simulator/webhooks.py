@@ -33,6 +33,8 @@ from evbatteryd.simulator.world import World
 Json = dict[str, Any]
 
 TIMEOUT_S: Final = 15.0
+LEAST_TIMEOUT_S: Final = 1.0
+"""Real seconds: in time-lapse the receiver's machine is no faster than ever."""
 RETRY_AFTER_S: Final = (25.0, 50.0, 100.0)
 """From each failure to the next attempt; after the last one the event is dropped."""
 VERIFY_AGAIN_AFTER_S: Final = 60.0
@@ -319,7 +321,7 @@ class Webhook:
             data=BytesIO(body),  # bytes alone aiohttp warns of when they are many
             headers={"Content-Type": "application/json", **headers},
             allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S / self._world.clock.speed),
+            timeout=aiohttp.ClientTimeout(total=max(TIMEOUT_S / self._world.clock.speed, LEAST_TIMEOUT_S)),
         )
 
     def _body(self, event: Event) -> bytes:

@@ -190,6 +190,8 @@ _FRESH = Lore(greenwich).document()
         {"watched": [[float("nan")] * 24] * 3},
         {"calls": [0.0] * 24},
         {"calls": [-1.0] + [1.0] * 23},
+        {"drawn": [0.0] * 24},
+        {"since_drawn": None},
         {"brands": {"bmw": {"no such thing": 1.0}}},
         {"brands": []},
         {"pool": None},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from math import exp, isfinite, log, sqrt
 from typing import Any, Final
 
@@ -108,8 +109,10 @@ class Lore:
         self.bucket_log = log(COURTESY)
         self.usual_log = log(COURTESY)
         """Of the prices at which calls were made of late."""
-        self._curve = [hour / 24 for hour in range(25)]
-        self._since_curve = 0
+        self.drawn = self.calls
+        """Those of which the curve was drawn that days are measured by."""
+        self.since_drawn = 0
+        self._curve = [0.0] * 25
         self._draw()
 
     @property
@@ -144,8 +147,8 @@ class Lore:
     def called(self, at: float, calls: int, refill: float, price: float) -> None:
         """Calls were made. ``refill``: calls per second that the application's bucket allows."""
         self.calls[hours.at(self.local(at))] += calls
-        self._since_curve += 1
-        if self._since_curve >= 200:
+        self.since_drawn += 1
+        if self.since_drawn >= 200:
             self._draw()
         span = max(at - self.use_at, 0.0) if self.use_at else 0.0
         self.use_at = at
@@ -160,12 +163,9 @@ class Lore:
         self.bucket_log = max(least, min(self.bucket_log + step, log(DEAREST)))
 
     def _draw(self) -> None:
-        self._since_curve = 0
-        total, sum_ = sum(self.calls), 0.0
-        for hour, calls in enumerate(self.calls):
-            self._curve[hour] = sum_ / total
-            sum_ += calls
-        self._curve[24] = 1.0
+        self.drawn, self.since_drawn = list(self.calls), 0
+        sums = list(accumulate(self.drawn, initial=0.0))
+        self._curve = [begun / sums[-1] for begun in sums]
 
     # --------------------------------------------------------------- hazards
     def average(self, hazard: int) -> list[float]:
@@ -259,6 +259,8 @@ class Lore:
             "events": self.events,
             "watched": self.watched,
             "calls": self.calls,
+            "drawn": self.drawn,
+            "since_drawn": self.since_drawn,
             "brands": {key: asdict(brand) for key, brand in self.brands.items()},
             "pool": asdict(self.pool),
             "pool_cars": self.pool_cars,
@@ -274,19 +276,23 @@ class Lore:
             if document["version"] != VERSION:
                 return False
             events, watched = (_days(document[key], HAZARDS) for key in ("events", "watched"))
-            (calls,) = _days([document["calls"]], 1)
+            calls, drawn = _days([document["calls"], document.get("drawn", document["calls"])], 2)
+            since_drawn = int(document.get("since_drawn", 0))
             brands = {str(key): _brand(brand) for key, brand in document["brands"].items()}
             pool = Pace(**{str(key): _number(value) for key, value in document["pool"].items()})
             cars = int(document["pool_cars"])
             numbers = [_number(document[key]) for key in ("use", "use_at", "bucket_log", "usual_log")]
         except (ValueError, KeyError, TypeError, AttributeError):
             return False
-        if sum(calls) <= 0:
+        if sum(calls) <= 0 or sum(drawn) <= 0:
             return False
-        self.events, self.watched, self.calls, self.brands = events, watched, calls, brands
+        self.events, self.watched, self.brands = events, watched, brands
         self.pool, self.pool_cars = pool, cars
         self.use, self.use_at, self.bucket_log, self.usual_log = numbers
+        # The curve as it was, not of the newest calls: a restart is to change no decision.
+        self.calls = drawn
         self._draw()
+        self.calls, self.since_drawn = calls, since_drawn
         return True
 
 
