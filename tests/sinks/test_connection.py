@@ -13,7 +13,6 @@ from pathlib import Path
 import aiomqtt
 import paho.mqtt.client as paho
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
@@ -33,7 +32,7 @@ from evbatteryd.sinks.connection import (
 )
 from evbatteryd.sinks.payload import Message
 from tests.mosquitto import LOOPBACK, PATIENCE_S, Mosquitto, Witness, program
-from tests.sinks.world import kept, packet, packet_id, server
+from tests.sinks.world import kept, packet, packet_id, server, websocket_front
 
 WILL = Message("evbatteryd/bridge/state", b"offline")
 NEWS = Message("evbatteryd/car_1/soc", b"61")
@@ -272,53 +271,19 @@ async def test_the_server_is_named_before_it_shows_its_certificate(
         assert asked == [name]
 
 
-@asynccontextmanager
-async def websocket(broker_port: int, path: str, hosts: list[str]) -> AsyncIterator[int]:
-    """A WebSocket in front of the broker, as a reverse proxy would have it."""
-
-    async def pass_on(request: web.Request) -> web.WebSocketResponse:
-        hosts.append(f"{request.headers['Host']} {request.headers['Origin']} {request.path_qs}")
-        socket = web.WebSocketResponse(protocols=["mqtt"])
-        await socket.prepare(request)
-        reader, writer = await asyncio.open_connection(LOOPBACK, broker_port)
-
-        async def back() -> None:
-            while data := await reader.read(65536):
-                await socket.send_bytes(data)
-            await socket.close()
-
-        answering = asyncio.create_task(back())
-        async for message in socket:
-            writer.write(message.data)
-        writer.transport.abort()
-        await answering
-        return socket
-
-    app = web.Application()
-    app.router.add_get(path, pass_on)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, LOOPBACK, 0).start()
-    try:
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_a_websocket_leads_there_by_its_path_and_host(broker: Mosquitto, protocol: str) -> None:
-    hosts: list[str] = []
-    async with websocket(broker.port, "/ws", hosts) as port:
+    async with websocket_front(broker.port, "/ws") as (port, asked):
         way = {"host": "localhost", "websocket_path": "/ws?a=b", "protocol": protocol}
         async with connected(port, **way) as connection, Witness(broker.port) as witness:
             assert await tell(connection) is not None
             await witness.until(lambda w: w.last(NEWS.topic) == "61")
-        assert hosts == [f"localhost:{port} http://localhost:{port} /ws?a=b"]
+        assert asked == [f"localhost:{port} http://localhost:{port} /ws?a=b"]
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # paho, after a failed handshake
 async def test_a_websocket_that_is_not_there_is_said(broker: Mosquitto) -> None:
-    async with websocket(broker.port, "/ws", []) as port:
+    async with websocket_front(broker.port, "/ws") as (port, _):
         said, help_ = await complaint(port, websocket_path="/mqtt")
         assert said == "the WebSocket was not accepted"
         assert "path in mqtt.url" in help_

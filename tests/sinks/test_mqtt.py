@@ -15,13 +15,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from evbatteryd.domain.errors import SinkError
 from evbatteryd.domain.fleet import Car, Trouble
@@ -36,7 +35,16 @@ from evbatteryd.sinks.payload import AVAILABILITY, FIELDS, POLLING, STATE, Topic
 from tests.builders import NOON, car, profile, reading, state
 from tests.mosquitto import LOOPBACK, PATIENCE_S, Gate, Mosquitto, Witness, program
 from tests.sinks.conftest import PASSWORD, Station
-from tests.sinks.world import at_its_newest, kept, later, packet, packet_id, readings_of, server
+from tests.sinks.world import (
+    at_its_newest,
+    kept,
+    later,
+    packet,
+    packet_id,
+    readings_of,
+    server,
+    websocket_front,
+)
 
 EVERYTHING = {STATE, AVAILABILITY, POLLING, *FIELDS}
 """Whatever may be retained of a car."""
@@ -1017,7 +1025,7 @@ asyncio.run(main())
 
 async def test_a_websocket_leads_there_too(broker: Mosquitto, protocol: str) -> None:
     async with (
-        _websocket(broker.port, "/mqtt") as port,
+        websocket_front(broker.port, "/mqtt") as (port, _),
         Station(port, car(1), websocket_path="/mqtt", protocol=protocol) as station,
         Witness(broker.port) as witness,
     ):
@@ -1071,39 +1079,6 @@ def test_options_do_not_show_the_password() -> None:
 
 def test_the_sink_is_known_to_the_journal_as_mqtt() -> None:
     assert MqttSink.name == "mqtt"
-
-
-@asynccontextmanager
-async def _websocket(broker_port: int, path: str) -> AsyncIterator[int]:
-    """A WebSocket in front of the broker, as a reverse proxy would have it."""
-
-    async def pass_on(request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(protocols=["mqtt"])
-        await socket.prepare(request)
-        reader, writer = await asyncio.open_connection(LOOPBACK, broker_port)
-
-        async def back() -> None:
-            while data := await reader.read(65536):
-                await socket.send_bytes(data)
-            await socket.close()
-
-        answering = asyncio.create_task(back())
-        async for message in socket:
-            writer.write(message.data)
-        writer.transport.abort()
-        await answering
-        return socket
-
-    app = web.Application()
-    app.router.add_get(path, pass_on)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    site = web.TCPSite(runner, LOOPBACK, 0)
-    await site.start()
-    try:
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
 
 
 @pytest.fixture

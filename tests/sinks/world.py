@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import aiomqtt
+from aiohttp import web
 
 from evbatteryd.domain.commanding import CommandAnswer, CommandKind, CommandOutcome
 from evbatteryd.domain.errors import StoreError
@@ -139,6 +140,41 @@ async def server(handler: object) -> AsyncIterator[int]:
     finally:
         server.close()
         await server.wait_closed()
+
+
+@asynccontextmanager
+async def websocket_front(broker_port: int, path: str) -> AsyncIterator[tuple[int, list[str]]]:
+    """A WebSocket in front of the broker, as a reverse proxy would have it. Its port; and what it was asked
+    for: host, origin and path."""
+    asked: list[str] = []
+
+    async def pass_on(request: web.Request) -> web.WebSocketResponse:
+        asked.append(f"{request.headers['Host']} {request.headers['Origin']} {request.path_qs}")
+        socket = web.WebSocketResponse(protocols=["mqtt"])
+        await socket.prepare(request)
+        reader, writer = await asyncio.open_connection(LOOPBACK, broker_port)
+
+        async def back() -> None:
+            while data := await reader.read(65536):
+                await socket.send_bytes(data)
+            await socket.close()
+
+        answering = asyncio.create_task(back())
+        async for message in socket:
+            writer.write(message.data)
+        writer.transport.abort()
+        await answering
+        return socket
+
+    app = web.Application()
+    app.router.add_get(path, pass_on)
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, LOOPBACK, 0).start()
+    try:
+        yield runner.addresses[0][1], asked
+    finally:
+        await runner.cleanup()
 
 
 def packet_id(publish: bytes) -> bytes:
