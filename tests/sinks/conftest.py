@@ -25,7 +25,9 @@ from evbatteryd.domain.reading import Reading
 from evbatteryd.domain.vehicle import VehicleId
 from evbatteryd.sinks import mqtt
 from evbatteryd.sinks.connection import MqttOptions
+from evbatteryd.sinks.lanes import Touched
 from evbatteryd.sinks.mqtt import MqttSink
+from evbatteryd.sinks.retained import Retained
 from tests.builders import NOON, fleet
 from tests.fakes import VirtualClock
 from tests.mosquitto import LOOPBACK, PATIENCE_S, Mosquitto
@@ -157,6 +159,16 @@ class Station:
         """Wait for the ``times``-th line of this name."""
         await self.until(lambda: len(self.events(name)) >= times)
         return self.events(name)[times - 1]
+
+    @property
+    def touched(self) -> Touched:
+        """Cars that the latest lane has not told yet."""
+        return self.sink._touched
+
+    @property
+    def retained(self) -> Retained:
+        """What the sink knows of the broker."""
+        return self.sink._retained
 
     async def connected(self, connected: bool = True) -> None:
         await self.until(lambda: self.sink.connected is connected)

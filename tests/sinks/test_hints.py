@@ -20,8 +20,9 @@ from paho.mqtt.properties import Properties
 
 from evbatteryd.domain.hinting import HintAnswer, HintOutcome, hint_named
 from evbatteryd.domain.policy.outlook import Hint
-from evbatteryd.sinks import connection, hearing, mqtt
+from evbatteryd.sinks import connection, hearing
 from evbatteryd.sinks.hearing import EVENT, KINDS, ControlTopics, Heard, Inbox, text_of
+from evbatteryd.sinks.subscriptions import TURNED_AWAY
 from tests.builders import NOON, car, reading, state
 from tests.fakes import until
 from tests.mosquitto import LOOPBACK, PATIENCE_S, Gate, Mosquitto, Witness
@@ -363,7 +364,7 @@ async def test_a_broker_that_hangs_up_on_whoever_subscribes_gets_the_readings(
         assert "closes the connection" in line["reason"]
         await station.deliver([reading(1, state=state(soc=61))])
         await station.deliver([reading(2, state=state(soc=60))])
-        assert subscriptions == mqtt.TURNED_AWAY
+        assert subscriptions == TURNED_AWAY
         assert station.sink.connected
 
 

@@ -16,7 +16,7 @@ from evbatteryd.domain.fleet import Car, Trouble
 from evbatteryd.domain.ports import Published
 from evbatteryd.domain.reading import BatteryState, Reading
 from evbatteryd.domain.vehicle import VehicleId
-from evbatteryd.sinks import mqtt
+from evbatteryd.sinks import mark
 from evbatteryd.sinks.payload import ESTIMATED, FIELDS
 from tests.builders import NOON, car, reading, state
 from tests.fakes import settle, until
@@ -747,7 +747,7 @@ async def test_whatever_happens_the_broker_keeps_what_is_true_and_nothing_else(
 
     With a broker that forgets nothing and proves it: what it was told stays told, what not is told again.
     """
-    monkeypatch.setattr(mqtt, "MARK_EVERY_S", 0.005)
+    monkeypatch.setattr(mark, "MARK_EVERY_S", 0.005)
     chance = random.Random(seed)
     numbers = range(1, 5)
     async with (

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from evbatteryd.domain.fleet import Car
 from evbatteryd.domain.ports import Published
-from evbatteryd.sinks import mqtt
+from evbatteryd.sinks import mark
 from evbatteryd.sinks.payload import AVAILABILITY, FIELDS, POLLING, STATE, Topics
 from evbatteryd.sinks.retained import UNKNOWN_DIGEST, Retained, digest
 from tests.builders import car, reading, state
@@ -33,7 +33,7 @@ VALUES = {STATE, AVAILABILITY, POLLING, "soc", "range_km", "measured_at", "fetch
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
     """Marks are left soon."""
-    monkeypatch.setattr(mqtt, "MARK_EVERY_S", 0.02)
+    monkeypatch.setattr(mark, "MARK_EVERY_S", 0.02)
 
 
 def read(number: int = 1, soc: float = 61) -> Car:
@@ -60,8 +60,8 @@ def config(slug: str, base: str = "evbatteryd", prefix: str = "homeassistant") -
 
 async def settled(station: Station) -> None:
     """Until everything is told, and a mark stands for it."""
-    retained = station.sink._retained
-    await until(lambda: not station.sink._touched and not retained._doubtful and retained.mark is not None)
+    retained = station.retained
+    await until(lambda: not station.touched and not retained._doubtful and retained.mark is not None)
 
 
 async def told_by(station: Station, witness: Witness, number: int = 99) -> None:
@@ -117,7 +117,7 @@ async def test_what_was_told_since_the_last_mark_is_told_again(
         Station(gate.port, read(1), read(2), protocol=protocol) as station,
     ):
         await settled(station)
-        monkeypatch.setattr(mqtt, "MARK_EVERY_S", 3600.0)
+        monkeypatch.setattr(mark, "MARK_EVERY_S", 3600.0)
         await asyncio.sleep(0.05)  # the pause before the next mark is a long one from now on
         station.told(replace(read(1), state=state(soc=60, range_km=240), reading_id="r7"))
         await told_by(station, witness)
@@ -140,7 +140,7 @@ async def test_a_restart_of_ours_repeats_nothing(broker: Mosquitto, protocol: st
             before = len(witness.heard)
             async with Station(broker.port, *cars, notes=notes, protocol=protocol, discovery=True) as station:
                 await station.logged("mqtt.connected")
-                await station.until(lambda s=station: not s.sink._touched)
+                await station.until(lambda s=station: not s.touched)
                 await settled(station) if start == 0 else None
             await witness.until(lambda w, n=before: w.heard[n:] and w.heard[-1].text == "offline")
             told = said(witness.heard[before:])
@@ -362,7 +362,7 @@ async def test_another_configuration_cleans_up_exactly_what_the_former_left(
             async with Station(broker.port, read(1), notes=notes, **changed) as station:
                 await station.logged("mqtt.connected")
                 await settled(station)
-                await until(lambda s=station: not list(s.sink._retained.elsewhere()))
+                await until(lambda s=station: not list(s.retained.elsewhere()))
             await witness.until(lambda w, n=before: w.heard[n:] and w.heard[-1].text == "offline")
             found = await all_kept(broker.port)
             assert {t: found.pop(t) for t in FOREIGN} == FOREIGN
@@ -379,7 +379,7 @@ async def test_a_way_back_to_the_former_configuration_tells_everything_there_aga
         async with Station(broker.port, read(1), notes=notes, base_topic=base, discovery=True) as station:
             await station.logged("mqtt.connected")
             await settled(station)
-            await until(lambda s=station: not list(s.sink._retained.elsewhere()))
+            await until(lambda s=station: not list(s.retained.elsewhere()))
         found = await all_kept(broker.port)
         own = {topic for topic in found if "/bridge/" not in topic}
         assert own == topics("car_1", base=base) | {config("car_1", base)}

@@ -128,12 +128,17 @@ class Topics:
         return cls(base, prefix)
 
     @property
+    def bridge(self) -> str:
+        """What the topics begin with that are about us, and no car."""
+        return f"{self.base}/{BRIDGE}/"
+
+    @property
     def bridge_state(self) -> str:
-        return f"{self.base}/bridge/state"
+        return f"{self.bridge}state"
 
     @property
     def mark_topic(self) -> str:
-        return f"{self.base}/bridge/mark"
+        return f"{self.bridge}mark"
 
     def online(self) -> Message:
         return Message(self.bridge_state, b"online")
@@ -148,7 +153,7 @@ class Topics:
 
     def info(self, *, version: str, vehicles: int, started_at: datetime) -> Message:
         body = {"version": version, "vehicles": vehicles, "started_at": started_at}
-        return Message(f"{self.base}/bridge/info", _json(body), json=True)
+        return Message(f"{self.bridge}info", _json(body), json=True)
 
     def topic(self, slug: str, leaf: str) -> str:
         return (

@@ -25,6 +25,8 @@ from evbatteryd.sinks.payload import AVAILABILITY, DISCOVERY, FIELDS, POLLING, S
 
 UNKNOWN_DIGEST: Final = b""
 """The digest of what is not known."""
+ELSEWHERE: Final = "elsewhere"
+"""What stands or falls with the topics of an earlier configuration."""
 _SIZE: Final = 8
 """Bytes of a digest."""
 _NONE: Final = frozenset[str]()
