@@ -88,6 +88,29 @@ async def crash(station: Station) -> None:
 # A broker that forgot nothing
 
 
+async def test_a_car_that_was_taken_up_when_the_connection_broke_is_told_over_the_next(
+    broker: Mosquitto, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any of it was sent; and nothing else is in doubt."""
+    async with (
+        Witness(broker.port) as witness,
+        Gate(broker.port) as gate,
+        Station(gate.port, read(1), protocol=protocol) as station,
+    ):
+        await settled(station)
+
+        async def breaks(_: object) -> None:
+            gate.shut()
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as held:
+            held.setattr(station.retained, "prepare", breaks)
+            station.told(replace(read(1), state=state(soc=60, range_km=240), reading_id="r7"))
+            await station.connected(False)
+        gate.open()
+        await witness.until(lambda w: w.last("evbatteryd/car_1/soc") == "60")
+
+
 async def test_a_broker_that_forgot_nothing_is_told_nothing_twice(broker: Mosquitto, protocol: str) -> None:
     cars = [read(1), read(2), renamed(read(3), "blue")]
     async with (

@@ -133,7 +133,7 @@ class Touched:
         self._more.set()
 
     async def more(self) -> None:
-        """Until one was touched since this returned last."""
+        """Until one was touched, or put back, since this returned last."""
         await self._more.wait()
         self._more.clear()
 
@@ -147,6 +147,7 @@ class Touched:
     def put_back(self, vehicle_ids: Iterable[VehicleId]) -> None:
         """Whoever took them up could not tell them."""
         self._waiting.update(dict.fromkeys(vehicle_ids))
+        self._more.set()
 
 
 class LatestLane:
