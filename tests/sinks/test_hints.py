@@ -20,7 +20,7 @@ from paho.mqtt.properties import Properties
 
 from evbatteryd.domain.hinting import HintAnswer, HintOutcome, hint_named
 from evbatteryd.domain.policy.outlook import Hint
-from evbatteryd.sinks import connection, hearing
+from evbatteryd.sinks import connection, hearing, subscriptions
 from evbatteryd.sinks.hearing import EVENT, KINDS, ControlTopics, Heard, Inbox, text_of
 from evbatteryd.sinks.subscriptions import TURNED_AWAY
 from tests.builders import NOON, car, reading, state
@@ -278,13 +278,36 @@ async def test_hints_that_came_before_the_connection_broke_are_taken(
         await witness.until(lambda w: w.heard[-1].json["event"] == "arrived")
 
 
+async def test_a_message_that_cannot_be_read_is_dropped_with_the_session_that_kept_it(
+    broker: Mosquitto, hints: ToldHints, impatient: None
+) -> None:
+    unreadable = Properties(PacketTypes.PUBLISH)
+    unreadable.UserProperty = ("from", "\ufeff")
+    async with (
+        Gate(broker.port) as gate,
+        Station(gate.port, car(1), hints=hints, session_expiry=60) as station,
+    ):
+        await listening(broker, station, hints)
+        gate.shut()
+        await station.connected(False)
+        async with wall_box(broker) as tell:
+            await tell("plugged_in", properties=unreadable)
+        gate.open()
+        await station.logged("mqtt.session_dropped")
+        await listening(broker, station, hints)
+        await station.publish([reading(1, state=state(soc=61))])
+        assert len(station.events("mqtt.session_dropped")) == 1
+
+
 # Brokers that refuse
 
 
 def _dynamic_security(*, subscribe: bool) -> str:
-    """What the plugin keeps: one user, who may publish everything, and subscribe to all or nothing."""
+    """What the plugin keeps: one user, who may publish everything (what the plugin itself is told, too),
+    and subscribe to all or nothing."""
     salt = b"twelve bytes"
     digest = hashlib.pbkdf2_hmac("sha512", PASSWORD.encode(), salt, 101)
+    rules = {"acltype": "publishClientSend", "topic": "$CONTROL/#", "allow": True}
     names = ("publishClientSend", "publishClientReceive", "unsubscribe")
     return json.dumps(
         {
@@ -295,11 +318,11 @@ def _dynamic_security(*, subscribe: bool) -> str:
                     "password": base64.b64encode(digest).decode(),
                     "salt": base64.b64encode(salt).decode(),
                     "iterations": 101,
-                    "roles": [],
+                    "roles": [{"rolename": "ruler"}],
                 }
             ],
             "groups": [],
-            "roles": [],
+            "roles": [{"rolename": "ruler", "acls": [rules]}],
         }
     )
 
@@ -334,6 +357,32 @@ async def test_a_broker_that_refuses_the_subscription_gets_the_readings(
         rules.write_text(_dynamic_security(subscribe=True))
         await broker.start()
         await station.logged("mqtt.heard")
+
+
+async def test_a_broker_that_allows_the_subscription_meanwhile_is_heard_in_the_same_connection(
+    tmp_path: Path, protocol: str, hints: ToldHints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriptions, "LISTEN_AGAIN_S", 0.1)
+    rules = tmp_path / "rules.json"
+    rules.write_text(_dynamic_security(subscribe=False))
+    settings = f"plugin {_plugin()}\nplugin_opt_config_file {rules}"
+    allowed = {"command": "setDefaultACLAccess", "acls": [{"acltype": "subscribe", "allow": True}]}
+    user = {"username": "evbatteryd", "password": PASSWORD}
+    async with (
+        Mosquitto(tmp_path / "broker", settings=settings) as broker,
+        Station(broker.port, car(1), protocol=protocol, hints=hints) as station,
+        aiomqtt.Client(LOOPBACK, broker.port, **user) as admin,
+    ):
+        await station.logged("mqtt.subscription_refused")
+        await asyncio.sleep(0.3)
+        assert station.events("mqtt.heard") == []
+        await admin.publish("$CONTROL/dynamic-security/v1", json.dumps({"commands": [allowed]}), qos=1)
+        await station.logged("mqtt.heard")
+        await admin.publish(SET, "departed", qos=1)
+        await until(lambda: ("car_1", "departed", "mqtt") in hints.told_of)
+        assert station.tally.up == [True]
+        assert len(station.events("mqtt.subscription_refused")) == 1
+        assert len(station.events("mqtt.heard")) == 1
 
 
 async def test_a_broker_that_hangs_up_on_whoever_subscribes_gets_the_readings(

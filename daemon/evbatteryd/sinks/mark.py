@@ -44,11 +44,7 @@ class Mark:
         """Whether the broker shows us the mark that it was left with. Raises MqttError."""
         if self._retained.mark is None:
             return False
-        try:
-            async with asyncio.timeout(SUBSCRIBED_WITHIN_S):
-                if not await self._subscriptions.watch_mark(session):
-                    return False
-        except TimeoutError:
+        if not await self._subscriptions.watch_mark(session, within=SUBSCRIBED_WITHIN_S):
             return False
         with suppress(TimeoutError):
             async with asyncio.timeout(MARK_AWAITED_S):

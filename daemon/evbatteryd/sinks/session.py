@@ -68,6 +68,10 @@ class Session:
         self._sent_at = asyncio.get_running_loop().time()
         self._unanswered.append((part, topic, answer))
 
+    def given_up(self, answer: asyncio.Future[ReasonCode | None]) -> None:
+        """Nobody waits for this answer any more: nothing is to be concluded from it."""
+        self._unanswered = deque(sent for sent in self._unanswered if sent[2] is not answer)
+
     def taken(self) -> Iterator[tuple[str, str]]:
         """Parts and topics of messages that were answered, as was a later one; each once."""
         while self._unanswered and _code(self._unanswered[0][2]) is not None:

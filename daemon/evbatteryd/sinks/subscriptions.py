@@ -23,7 +23,7 @@ TURNED_AWAY: Final = 3
 """After as many connections in a row that ended when we subscribed, they are taken for the broker's way to
 refuse it."""
 LISTEN_AGAIN_S = 3600.0
-"""Real seconds after which such a broker is asked again."""
+"""Real seconds after which a broker that refuses it is asked again."""
 
 
 class Subscriptions:
@@ -37,9 +37,11 @@ class Subscriptions:
         self._deaf = ""
         """Why the broker does not let us listen; empty: it does."""
 
-    async def watch_mark(self, session: Session) -> bool:
-        """Whether we are told of the mark, and of whoever changes it. Raises MqttError."""
-        session.watches_mark = await self._subscribe(session, [self._topics.mark_topic], retained=True)
+    async def watch_mark(self, session: Session, *, within: float | None = None) -> bool:
+        """Whether we are told of the mark, and of whoever changes it; ``within`` real seconds, or it is taken
+        that we are not. Raises MqttError."""
+        topic = self._topics.mark_topic
+        session.watches_mark = await self._subscribe(session, [topic], retained=True, within=within)
         return session.watches_mark
 
     async def listen(self, session: Session) -> None:
@@ -48,24 +50,43 @@ class Subscriptions:
             self._say_deaf("the broker closes the connection whenever it is asked")
             await asyncio.sleep(LISTEN_AGAIN_S)
             self._turned_away = TURNED_AWAY - 1
-        watches = session.watches_mark or await self.watch_mark(session)
-        hears = await self._subscribe(session, self._controls)
-        if watches and hears and self._deaf:
+        while True:
+            if await self._hears_all(session):
+                break
+            # What it allows may be changed without anybody connecting anew.
+            await asyncio.sleep(LISTEN_AGAIN_S)
+        if self._deaf:
             self._deaf = ""
             self._log.info("mqtt.heard", topic=f"{self._topics.base}/+/+/set")
+
+    async def _hears_all(self, session: Session) -> bool:
+        watches = session.watches_mark or await self.watch_mark(session)
+        return await self._subscribe(session, self._controls) and watches
 
     def suspect(self, suspects: Sequence[Suspect]) -> None:
         """The broker hung up upon one of these, if upon anything that we sent."""
         if any(one.part == SUBSCRIPTION for one in suspects):
             self._turned_away += 1
 
-    async def _subscribe(self, session: Session, patterns: Sequence[str], *, retained: bool = False) -> bool:
-        """Whether the broker took all of them. Raises MqttError."""
+    async def _subscribe(
+        self,
+        session: Session,
+        patterns: Sequence[str],
+        *,
+        retained: bool = False,
+        within: float | None = None,
+    ) -> bool:
+        """Whether the broker took all of them, ``within`` real seconds if that is given. Raises MqttError."""
         if self._turned_away >= TURNED_AWAY:
             return False
         answer: asyncio.Future[ReasonCode | None] = asyncio.get_running_loop().create_future()
         session.sent(SUBSCRIPTION, patterns[0], answer)
-        refused = await session.connection.listen(patterns, retained=retained)
+        try:
+            async with asyncio.timeout(within):
+                refused = await session.connection.listen(patterns, retained=retained)
+        except TimeoutError:
+            session.given_up(answer)
+            return False
         answer.set_result(ReasonCode(PacketTypes.SUBACK, identifier=0))
         self._turned_away = 0
         if refused:
