@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evbatteryd.domain.reading import Reading
-from evbatteryd.sinks import blame, mqtt
+from evbatteryd.sinks import blame, mark, mqtt
 from evbatteryd.sinks.blame import (
     LONGEST_S,
     MORE_OF_A_PART,
@@ -21,7 +21,9 @@ from evbatteryd.sinks.blame import (
     Blame,
     Suspect,
 )
+from evbatteryd.sinks.payload import DISCOVERY
 from tests.builders import car, reading, state
+from tests.fakes import until
 from tests.mosquitto import Mosquitto, Witness
 from tests.sinks.conftest import Station
 from tests.sinks.world import all_kept, later, readings_of
@@ -137,6 +139,14 @@ def test_nobody_is_left_out_who_was_not_there_three_times_running(ends: list[str
             assert accused.shuns(one) == any(runs)
 
 
+def test_what_is_to_be_told_no_more_is_not_tried_again(time: Ticking) -> None:
+    accused = Blame()
+    ended(accused, "car_1", proven=True)
+    time.now += SHORTEST_S
+    accused.forgive("car_1")
+    assert accused.due() == []
+
+
 # With a broker that does it
 
 
@@ -243,6 +253,43 @@ async def test_a_discovery_that_is_denied_keeps_no_car_from_being_told(
         for one in cars:
             config = f"homeassistant/device/evbatteryd_{one.slug}/config"
             await witness.until(lambda w, config=config: w.last(config))
+
+
+async def test_a_discovery_of_one_car_that_is_denied_is_tried_again(
+    tmp_path: Path, protocol: str, forgiving: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the other is told, and is not what is to be tried."""
+    monkeypatch.setattr(mark, "MARK_EVERY_S", 0.02)
+    taken, denied_one = (f"homeassistant/device/evbatteryd_car_{number}/config" for number in (1, 2))
+    async with (
+        denying(tmp_path, "evbatteryd/#", taken) as denied,
+        Witness(denied.broker.port, "#") as witness,
+        Station(denied.broker.port, car(1), car(2), protocol=protocol, discovery=True) as station,
+    ):
+        retained = station.retained
+        await station.logged("mqtt.publish_refused")
+        await witness.until(lambda w: w.on(taken))
+        await until(
+            lambda: (
+                retained["car_1"].discovery
+                and list(retained.undiscovered()) == ["car_2"]
+                and not (station.touched or retained._doubtful)
+            )
+        )
+        await denied.mend()
+        await witness.until(lambda w: w.on(denied_one))
+
+
+async def test_a_discovery_of_which_nothing_is_untold_is_tried_no_more(
+    broker: Mosquitto, forgiving: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blame, "SHORTEST_S", 0.0)
+    async with Station(broker.port, car(1), discovery=True) as station:
+        courier = station.sink._courier
+        await until(lambda: not station.touched and not list(station.retained.undiscovered()))
+        courier.blame([Suspect(DISCOVERY, "homeassistant/device/evbatteryd_car_2/config", 1)], proven=True)
+        assert courier.due() == [DISCOVERY]
+        await until(lambda: courier.due() == [])
 
 
 async def test_a_broker_that_denies_one_topic_is_not_left_again_and_again(

@@ -14,7 +14,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -28,14 +28,16 @@ from evbatteryd.domain.freshness import GRACE
 from evbatteryd.domain.ledger import Share
 from evbatteryd.domain.reading import Reading
 from evbatteryd.domain.vehicle import VehicleId
-from evbatteryd.sinks import blame, connection, mqtt
+from evbatteryd.sinks import blame, connection, mark, mqtt
 from evbatteryd.sinks.connection import Connection, MqttOptions
 from evbatteryd.sinks.mqtt import MqttSink
-from evbatteryd.sinks.payload import AVAILABILITY, FIELDS, POLLING, STATE, Topics
+from evbatteryd.sinks.payload import AVAILABILITY, FIELDS, POLLING, STATE, Message, Topics
 from tests.builders import NOON, car, profile, reading, state
+from tests.fakes import until
 from tests.mosquitto import LOOPBACK, PATIENCE_S, Gate, Mosquitto, Witness, program
 from tests.sinks.conftest import PASSWORD, Station
 from tests.sinks.world import (
+    Notes,
     at_its_newest,
     kept,
     later,
@@ -766,6 +768,25 @@ async def test_a_connection_that_never_holds_is_not_announced_again_and_again(
         await station.logged("mqtt.connected", times=mqtt.FLAPS + 1)
 
 
+async def test_that_the_session_is_dropped_is_said_once_however_long_the_broker_is_away(
+    impatient: None,
+) -> None:
+    attempts = asyncio.Semaphore(0)
+    numbers = itertools.count(1)
+
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await packet(reader)
+        if next(numbers) <= mqtt.POISONED:
+            writer.write(b"\x20\x03\x00\x00\x00")
+        writer.close()
+        attempts.release()
+
+    async with server(end) as port, Station(port, car(1), session_expiry=60) as station:
+        for _ in range(mqtt.POISONED + 4):
+            await asyncio.wait_for(attempts.acquire(), PATIENCE_S)
+        assert len(station.events("mqtt.session_dropped")) == 1
+
+
 async def test_a_connection_that_ends_in_the_breath_in_which_it_began_makes_no_noise(
     impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -784,6 +805,56 @@ async def test_a_connection_that_ends_in_the_breath_in_which_it_began_makes_no_n
         assert (line["event"], line["reason"]) == ("mqtt.lost", "connection rate exceeded")
     gc.collect()
     assert caplog.records == []
+
+
+async def test_a_subscription_that_is_not_answered_in_time_proves_nothing(
+    impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent after it is known to be taken all the same."""
+    monkeypatch.setattr(mark, "SUBSCRIBED_WITHIN_S", 0.05)
+    monkeypatch.setattr(mark, "MARK_EVERY_S", 0.02)
+    subscriptions = 0
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal subscriptions
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                kind, body = await packet(reader)
+                if kind == 0x10:
+                    writer.write(b"\x20\x02\x00\x00")
+                elif kind == 0x30:
+                    writer.write(b"\x40\x02" + packet_id(body))
+                elif kind == 0x80:
+                    subscriptions += 1
+                    if subscriptions > 1:
+                        writer.write(b"\x90\x03" + body[:2] + b"\x00")
+        writer.close()
+
+    notes = Notes(marks={"mqtt": "m-1"})
+    async with server(slow) as port, Station(port, car(1), notes=notes, protocol="3.1.1") as station:
+        await station.connected()
+        session = station.sink._session
+        assert session is not None
+        await station.publish([reading(1, state=state(soc=61))])
+        await until(lambda: subscriptions == 3 and not session._unanswered)
+        assert session.suspects(answers_first=False) == []
+
+
+async def test_a_statement_that_fails_keeps_no_slot(broker: Mosquitto) -> None:
+    def broken() -> Iterator[Message]:
+        raise ZeroDivisionError
+        yield
+
+    async with Station(broker.port, car(1)) as station:
+        await station.connected()
+        session = station.sink._session
+        assert session is not None
+        async with asyncio.timeout(PATIENCE_S):
+            for slots in (None, session.journal_slots):
+                for _ in range(connection.IN_FLIGHT + 1):
+                    with pytest.raises(ZeroDivisionError):
+                        await station.sink._courier.tell(session, broken(), slots)
+        await station.publish([reading(1, state=state(soc=61))])
 
 
 # The broker refuses

@@ -78,6 +78,10 @@ class Blame:
         self._strikes.pop(part, None)
         return bool(self._shunned) and self._shunned.pop(part, None) is not None
 
+    def forgive(self, part: str) -> None:
+        """There is nothing to be told of it any more."""
+        self._shunned.pop(part, None)
+
     def due(self) -> list[str]:
         """Parts that are to be tried again by now."""
         now = time.monotonic()

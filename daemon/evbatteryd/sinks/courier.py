@@ -67,7 +67,12 @@ class Courier:
                 except BaseException:
                     _release(slots)
                     raise
-                message = next(source, None)
+                try:
+                    message = next(source, None)
+                except BaseException:
+                    connection.free_slot()
+                    _release(slots)
+                    raise
                 if message is None:
                     connection.free_slot()
                     _release(slots)
@@ -130,6 +135,10 @@ class Courier:
                 reason="the broker closes the connection whenever it is told this",
                 mend=MENDING[135],
             )
+
+    def forgive(self, part: str) -> None:
+        """Nothing of what was left out is to be told any more."""
+        self._blame.forgive(part)
 
     def due(self) -> list[str]:
         """Parts that were left out and are to be tried again by now."""

@@ -269,6 +269,9 @@ class MqttSink:
                 )
                 self._complaint = "away"
             self._flaps += 1
+            if self._flaps == POISONED and self._options.session_expiry:
+                reason = f"{POISONED} connections in a row did not last"
+                self._log.warning("mqtt.session_dropped", reason=reason)
             self._lose(session)
             self._look_for_a_cause(session, silent=isinstance(error, Silent))
         finally:
@@ -279,8 +282,6 @@ class MqttSink:
         """A message that was kept for us may be what ends each connection: then none is wanted."""
         if self._flaps < POISONED or not self._options.session_expiry:
             return self._options
-        if self._flaps == POISONED:
-            self._log.warning("mqtt.session_dropped", reason=f"{POISONED} connections in a row did not last")
         return replace(self._options, session_expiry=0)
 
     async def _serve(self, session: Session) -> None:
@@ -426,8 +427,12 @@ class MqttSink:
                 elif part == ELSEWHERE:
                     await self._empty_leftovers(session)
                 elif part == DISCOVERY:  # one car is enough: if it is taken, all are told
-                    known = (car.slug for car in self._fleet if car.vehicle.withdrawn_at is None)
-                    self._touched.touch_slug(next(known, ""))
+                    untold = (slug for slug in self._retained.undiscovered() if not self._is_nobodys(slug))
+                    slug = next(untold, None)
+                    if slug is None:
+                        self._courier.forgive(part)
+                    else:
+                        self._touched.touch_slug(slug)
                 else:
                     self._touched.touch_slug(part)
 

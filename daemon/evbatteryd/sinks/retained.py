@@ -211,6 +211,13 @@ class Retained:
             told.emptied = False
         return to_empty
 
+    def undiscovered(self) -> Iterator[str]:
+        """Slugs whose discovery is not known to be told; or not to be deleted."""
+        for slug, told in self._told.items():
+            untold = DISCOVERY in told.leaves and told.discovery == UNKNOWN_DIGEST
+            if untold or (DISCOVERY in told.gone and not told.emptied):
+                yield slug
+
     async def settle(self) -> None:
         """Note what was emptied: for when the broker has acknowledged it."""
         if self._unnoted:
