@@ -284,9 +284,10 @@ async def test_a_discovery_of_which_nothing_is_untold_is_tried_no_more(
     broker: Mosquitto, forgiving: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blame, "SHORTEST_S", 0.0)
+    monkeypatch.setattr(mark, "MARK_EVERY_S", 0.02)
     async with Station(broker.port, car(1), discovery=True) as station:
         courier = station.sink._courier
-        await until(lambda: not station.touched and not list(station.retained.undiscovered()))
+        await until(lambda: station.retained.mark is not None and not station.retained._doubtful)
         courier.blame([Suspect(DISCOVERY, "homeassistant/device/evbatteryd_car_2/config", 1)], proven=True)
         assert courier.due() == [DISCOVERY]
         await until(lambda: courier.due() == [])
