@@ -22,7 +22,7 @@ from evbatteryd.sinks.blame import (
     Suspect,
 )
 from evbatteryd.sinks.payload import DISCOVERY
-from tests.builders import car, reading, state
+from tests.builders import NOON, car, reading, state
 from tests.fakes import until
 from tests.mosquitto import Mosquitto, Witness
 from tests.sinks.conftest import Station
@@ -291,6 +291,23 @@ async def test_a_discovery_of_which_nothing_is_untold_is_tried_no_more(
         courier.blame([Suspect(DISCOVERY, "homeassistant/device/evbatteryd_car_2/config", 1)], proven=True)
         assert courier.due() == [DISCOVERY]
         await until(lambda: courier.due() == [])
+
+
+async def test_a_discovery_that_could_not_be_deleted_is_deleted_later(
+    broker: Mosquitto, forgiving: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mark, "MARK_EVERY_S", 0.02)
+    config = "homeassistant/device/evbatteryd_car_1/config"
+    async with (
+        Station(broker.port, car(1), car(2), discovery=True) as station,
+        Witness(broker.port, "#") as witness,
+    ):
+        await witness.until(lambda w: w.last(config))
+        station.sink._courier.blame([Suspect(DISCOVERY, config, 1)], proven=True)
+        station.told(car(1, withdrawn_at=NOON))
+        await witness.until(lambda w: w.last("evbatteryd/car_1/polling") == "")
+        await witness.until(lambda w: w.last(config) == "")
+    assert not any("car_1" in topic for topic in await all_kept(broker.port))
 
 
 async def test_a_broker_that_denies_one_topic_is_not_left_again_and_again(

@@ -177,7 +177,7 @@ class Courier:
         elif message.payload:
             told.discovery = UNKNOWN_DIGEST
         else:
-            told.emptied = not told.gone
+            told.doubt_emptied()
 
 
 def _part_of(message: Message) -> str:

@@ -55,12 +55,19 @@ class Told:
     state: bytes = UNKNOWN_DIGEST
     polling: bytes = UNKNOWN_DIGEST
     discovery: bytes = UNKNOWN_DIGEST
+    doubts: int = 0
+    """How often it was doubted that those that are gone are emptied."""
 
     def doubt(self) -> None:
         """What the topics hold is not known any more."""
         self.availability = self.state = self.polling = self.discovery = UNKNOWN_DIGEST
-        self.emptied = not self.gone
         self.estimated = None
+        self.doubt_emptied()
+
+    def doubt_emptied(self) -> None:
+        """One of those that are gone may hold something."""
+        self.emptied = not self.gone
+        self.doubts += 1
 
     def emptied_of(self, leaves: frozenset[str]) -> None:
         """These topics hold nothing any more."""

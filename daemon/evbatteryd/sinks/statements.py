@@ -223,10 +223,11 @@ class Statements:
             return
         told = self._retained[slug]
         told.emptied_of(to_empty)
+        doubts = told.doubts
         for leaf in sorted(to_empty):
             if leaf not in told.leaves:  # else it is a car's again, and what is told there was noted before
                 yield from self._topics.emptied(slug, [leaf])
-        told.emptied = True
+        told.emptied = told.doubts == doubts  # else one of them was left out
 
     # What it rests on
 
