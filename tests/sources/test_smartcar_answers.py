@@ -184,6 +184,18 @@ def test_a_failed_signal_does_not_take_the_others_with_it() -> None:
     assert "never kept" not in repr(observation)
 
 
+def test_what_a_car_has_not_in_its_present_state_is_no_failure() -> None:
+    observation = observe(
+        (
+            signal("tractionbattery-stateofcharge", {"value": 61}),
+            signal("charge-wattage", status="ERROR", type="VEHICLE_STATE", code="NOT_CHARGING"),
+        ),
+        NOW,
+    )
+    assert [m.signal for m in observation.measurements] == [Signal.SOC]
+    assert observation.problems == ()
+
+
 def test_when_every_signal_fails_the_state_of_charge_says_why() -> None:
     with pytest.raises(errors.ConsentLost) as told:
         observe(

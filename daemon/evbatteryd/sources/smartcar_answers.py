@@ -280,9 +280,9 @@ def observe(resources: tuple[Any, ...], fetched_at: datetime, origin: Origin = O
         if status == "ERROR":
             problem = dig(attributes, "status", "error")
             errors[signal] = error_for(fault_of(problem), status=None)
-            problems.append(
-                SignalProblem(signal, errors[signal].code, isinstance(errors[signal], NotCapable))
-            )
+            told = errors[signal]
+            if not told.code.startswith("VEHICLE_STATE:"):  # a car that does not charge has no power
+                problems.append(SignalProblem(signal, told.code, isinstance(told, NotCapable)))
             continue
         body = attributes.get("body")
         if status == "UNAVAILABLE" or body is None:
