@@ -104,7 +104,8 @@ async def running(
         enrolments=Enrolments(
             store,
             clock,
-            structlog.get_logger(),
+            # Not that of the commands, which run in this process too and share its standard error.
+            structlog.wrap_logger(structlog.ReturnLogger(), processors=[]),
             {options.application: options for options in applications},
             welcomed.append,
         ),

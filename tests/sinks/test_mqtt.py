@@ -931,7 +931,9 @@ async def test_a_message_that_the_broker_refuses_is_no_message_taken(
         telling = asyncio.create_task(station.deliver([reading(1, state=state(soc=61))]))
         refused = await station.logged("mqtt.publish_refused")
         assert str(refused["topic"]).startswith("evbatteryd/car_1/"), refused
-        assert refused["reason"] == "not authorized"
+        # Its answer may be lost with the connection.
+        closes = "the broker closes the connection whenever it is told this"
+        assert refused["reason"] in ("not authorized", closes)
         assert "what the broker allows" in str(refused["mend"])
         async with Witness(broker.port) as witness:
             station.told(car(2, trouble=Trouble("unreachable", "network", "no way there", NOON)))
