@@ -29,7 +29,7 @@ from evbatteryd.domain.cadence import first_poll
 from evbatteryd.domain.errors import Asleep, RateLimited, SourceError, Unreachable
 from evbatteryd.domain.fleet import Car, Schedule
 from evbatteryd.domain.ledger import Budget, Share
-from evbatteryd.domain.policy import estimating, looking, lore, pacing, polling
+from evbatteryd.domain.policy import estimating, learning, looking, lore, pacing, polling
 from evbatteryd.domain.policy.habits import USUAL_SLOPE, Habits
 from evbatteryd.domain.policy.lore import Lore
 from evbatteryd.domain.policy.outlook import Hint
@@ -401,11 +401,13 @@ ABLATIONS: Final[Mapping[str, Sequence[tuple[object, str, object]]]] = {
     "hours": ((Lore, "rates", _same_at_all_hours(Lore.rates)),),
     "fleet": ((lore, "PRIOR_HOURS", 1e12),),
     "habits": ((lore, "PRIOR_EVENTS", 1e12), (lore, "PRIOR_DEPARTURE_HOURS", 1e12)),
-    "slope": tuple((place, "slope_of", lambda _: USUAL_SLOPE) for place in (looking, estimating)),
-    "target": tuple((place, "target_of", _usual_target) for place in (looking, estimating)),
+    "slope": tuple((place, "slope_of", lambda _: USUAL_SLOPE) for place in (learning, looking, estimating)),
+    "target": tuple((place, "target_of", _usual_target) for place in (learning, looking, estimating)),
     "uploads": ((lore.BrandLore, "saw_gap", lambda *_: None),),
     "arrivals": ((looking, "homing", lambda _: 0.0),),
     "end": ((looking, "_last_look", lambda *told: max(told[-1], told[4] + looking.STEP)),),
+    "late": ((lore.BrandLore, "saw_end", lambda *_: None),),
+    "spread": ((polling, "SPREAD_OUT", 0.0),),
     "window": ((polling, "_crowd", lambda *_: None),),
     "pacing": ((pacing, "IN_HAND", 0.0), (pacing, "SPRING", 2.0)),
     "raw": ((looking, "RAW_WEIGHT", 0.0),),
@@ -416,8 +418,9 @@ ABLATIONS: Final[Mapping[str, Sequence[tuple[object, str, object]]]] = {
 ``hours``: of the day; ``fleet``: what is learnt across cars; ``habits``: what is learnt of a car's trips;
 ``slope``, ``target``: learnt of its charges; ``uploads``: their rhythm; ``arrivals``: that it may come home
 and charge unseen; ``end``: to look for a charge's end by worth rather than at once and every five minutes;
-``window``: the price of a brand's rolling limit; ``pacing``: softly; ``raw``, ``estimate``: that the one as
-well as the other is worth something while a car charges.
+``late``: how late a brand tells of that end; ``window``: the price of a brand's rolling limit; ``spread``:
+what that still allows, over the time until it allows more; ``pacing``: softly; ``raw``, ``estimate``: that
+the one as well as the other is worth something while a car charges.
 """
 
 

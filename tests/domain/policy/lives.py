@@ -178,7 +178,8 @@ class Cloud:
     """What a car uploads: whenever it begins or ends something, and as it charges.
 
     ``period``: seconds between uploads of a charge; with ``steps`` it uploads at multiples of so many percent
-    instead. ``delay``: seconds until an upload can be read. ``deaf``: spans in which nothing gets through.
+    instead. ``delay``: seconds until an upload can be read; ``ends_late``: seconds from the end of a charge
+    until the car uploads that. ``deaf``: spans in which nothing gets through.
     """
 
     def __init__(
@@ -188,12 +189,15 @@ class Cloud:
         *,
         steps: float = 0.0,
         delay: float = 40.0,
+        ends_late: float = 0.0,
         deaf: Collection[tuple[float, float]] = (),
     ) -> None:
         self.life = life
         self.uploads: list[Upload] = []
+        was_charging = False
         for stretch, following in pairwise([*life.stretches, Stretch(life.stretches[-1].at + 1, 0.0)]):
-            times = [stretch.at]
+            times = [stretch.at + ends_late * was_charging]
+            was_charging = stretch.charging
             if stretch.charging and steps:
                 level = (int(stretch.soc / steps) + 1) * steps
                 while (at := stretch.at + (level - stretch.soc) / stretch.per_second) < following.at:

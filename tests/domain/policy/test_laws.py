@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from evbatteryd.domain.cadence import Answered, next_poll
 from evbatteryd.domain.fleet import facts_of
 from evbatteryd.domain.ledger import Budget
-from evbatteryd.domain.policy import looking, polling
+from evbatteryd.domain.policy import charge, looking, polling
 from evbatteryd.domain.policy.habits import Habits
 from evbatteryd.domain.policy.outlook import Hint
 from evbatteryd.domain.profile import Quirk
@@ -283,7 +283,7 @@ def test_the_estimate_of_a_charge_only_rises_and_stops_at_its_target(
     measured, before = told.after.state.soc_percent, 0.0
     assert measured is not None
     habits = Habits.unpack(told.after.learned)
-    most = max(looking.target_of(habits), measured)
+    most = max(charge.target_of(habits), measured)
     if limit is not None and limit > measured + 0.4:
         assert most <= limit + 1e-4
     for later in sorted(hours):

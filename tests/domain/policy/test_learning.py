@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -83,6 +84,82 @@ def test_how_fast_a_car_charges_and_how_far_is_learnt(slope: float, target: floa
     habits = desk.habits()
     assert habits.slope * HOUR == pytest.approx(slope, rel=0.12)
     assert habits.target == pytest.approx(target, abs=0.6)
+
+
+@pytest.mark.parametrize("late", [0.0, 330.0])
+def test_the_end_of_a_charge_is_looked_for_when_the_brand_tells_of_it(late: float) -> None:
+    """Some upload minutes after something has ended: Hyundai and Kia five after the ignition is off."""
+    cloud = Cloud(people(5).live(70), 300.0, ends_late=late)
+    desk = desk_of(cloud, MONTHLY)
+    desk.run(30 * DAY)
+    assert late - 60 < desk.lore.brand("acme").ends_late < late + 150
+    known = desk.now
+    desk.run(38 * DAY)
+    lasts = [
+        asked.at.timestamp() + 8.0
+        for asked in desk.asked[1]
+        if "it should have reached" in asked.why and asked.at > known
+    ]
+    assert len(lasts) > 15
+    assert sum(not cloud.newest(at).charging for at in lasts) > 0.6 * len(lasts)
+
+
+def test_no_look_at_a_charge_comes_just_before_its_end() -> None:
+    """It would make the next one, that finds the end, be worth nothing."""
+    cloud = Cloud(people(5).live(70), 180.0)
+    desk = desk_of(cloud, MONTHLY)
+    desk.run(68 * DAY)
+    apart = []
+    for stretch, following in pairwise(cloud.life.stretches):
+        if stretch.charging and stretch.at > (START + 20 * DAY).timestamp():
+            times = [asked.at.timestamp() for asked in desk.asked[1]]
+            during = [at for at in times if stretch.at < at < following.at]
+            if during:
+                apart.append((following.at - during[-1]) / (following.at - stretch.at))
+    assert len(apart) > 20
+    assert sorted(apart)[len(apart) // 4] > 0.2  # at any moment of the charge: 0.1 with two looks at it
+
+
+@pytest.mark.parametrize(
+    ("known_days", "kw", "expected"), [(0, 2.2, 2.6), (0, 150.0, 180.0), (45, 150.0, 180.0)]
+)
+def test_the_power_that_a_car_tells_is_the_slope_of_its_charge(
+    known_days: int, kw: float, expected: float
+) -> None:
+    """Until two looks have shown how fast it is; with 75 kWh and what is lost on the way."""
+    desk = desk_of(Cloud(people(slope=10.0).live(60)), MONTHLY)
+    desk.run(known_days * DAY)
+    car, at = desk.cars[1], desk.now
+    state = builders.state(
+        soc=30,
+        charging=True,
+        plugged_in=True,
+        charge_power_kw=kw,
+        capacity_kwh=75,
+        measured_at=at,
+        fetched_at=at,
+    )
+    found = polling.after_answer(car, state, desk.profile, desk.share(1), desk.lore, at)
+    assert found.trend is not None
+    assert found.trend.percent_per_hour == pytest.approx(expected, rel=0.15)
+
+
+def test_a_power_that_still_rises_does_not_outweigh_what_is_known_of_a_car() -> None:
+    desk = desk_of(Cloud(people(slope=10.0).live(60)), MONTHLY)
+    desk.run(45 * DAY)
+    at = desk.now
+    state = builders.state(
+        soc=30,
+        charging=True,
+        plugged_in=True,
+        charge_power_kw=1,
+        capacity_kwh=75,
+        measured_at=at,
+        fetched_at=at,
+    )
+    found = polling.after_answer(desk.cars[1], state, desk.profile, desk.share(1), desk.lore, at)
+    assert found.trend is not None
+    assert found.trend.percent_per_hour == pytest.approx(10.0, rel=0.12)
 
 
 def test_two_cars_of_one_brand_each_have_their_own_slope() -> None:

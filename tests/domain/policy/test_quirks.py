@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -236,6 +237,21 @@ def test_a_brand_of_steps_is_asked_just_after_one(brand: str) -> None:
     ]
     assert len(late) > 15
     assert sorted(late)[len(late) // 2] < 10 * 60  # of an hour between two
+
+
+def test_a_rolling_limit_is_not_used_up_in_the_first_hours_of_a_new_life() -> None:
+    """Twenty calls at once would leave none for half a day, and the charge in it."""
+    life = People(random.Random(3)).live(60)
+    awhile = [one for one in life.stretches if one.at < (START + LEFT * DAY).timestamp()]
+    begins = START + 42 * DAY
+    cloud = Cloud(Life(awhile + [one for one in life.stretches if one.at > begins.timestamp()]), steps=10.0)
+    desk = desk_of(cloud, Budget(calls_per_vehicle=900), PROFILES["kia"])
+    desk.run(55 * DAY)
+    woken = next(one.at for one in desk.asked[1] if one.at > begins and one.label == "new")
+    asked = [one.at for one in desk.asked[1] if one.at >= woken]
+    by_day = [later - at for at, later in pairwise(asked) if 6 <= at.hour < 22]
+    assert len(by_day) > 100
+    assert max(by_day) < timedelta(hours=3.5)
 
 
 def test_a_brand_that_may_be_woken_is_asked_less_than_one_that_is_not() -> None:

@@ -10,10 +10,11 @@ from math import exp, log
 from typing import Final
 
 from evbatteryd.domain.policy import hours
+from evbatteryd.domain.policy.charge import TOLD_GAIN, UNKNOWN_SLOPE, slope_of, target_of
 from evbatteryd.domain.policy.habits import ARRIVAL, DEPARTURE, TRIP, Doing, Habits
 from evbatteryd.domain.policy.hours import DAY, HOUR
-from evbatteryd.domain.policy.learning import MINUTE, UNKNOWN_SLOPE
-from evbatteryd.domain.policy.looking import DRIVING_SPEED, homing, slope_of, target_of
+from evbatteryd.domain.policy.learning import MINUTE
+from evbatteryd.domain.policy.looking import DRIVING_SPEED, homing
 from evbatteryd.domain.policy.lore import BrandLore, Lore
 
 MISSES: Final = 0.10
@@ -78,8 +79,9 @@ def _charging(habits: Habits, brand: BrandLore, lore: Lore, now: float) -> Band:
     slope, target = slope_of(habits), max(target_of(habits), habits.soc)
     passed, needs = max(0.0, now - habits.line_since), (target - habits.soc) / slope
     soc = max(habits.soc, min(target, habits.soc + slope * passed))
-    known = bool(habits.session_slope) or habits.slope_weight > UNKNOWN_SLOPE
-    unsure = 0.3 if habits.assumed else 0.06 if known else 0.45
+    told = bool(habits.session_slope)
+    known = (told and habits.session_gain > TOLD_GAIN) or habits.slope_weight > UNKNOWN_SLOPE
+    unsure = 0.3 if habits.assumed else 0.06 if known else 0.3 if told else 0.45
     spread = 1.3 * (unsure * slope * min(passed, needs) + 0.5 * slope * BLURRED)
     low, high = soc - spread, soc + spread
     if habits.targets_seen:

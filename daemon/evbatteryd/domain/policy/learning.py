@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from evbatteryd.domain.policy import hours
+from evbatteryd.domain.policy.charge import TOLD_GAIN, UNKNOWN_SLOPE, slope_of, target_of
 from evbatteryd.domain.policy.habits import (
     ARRIVAL,
     DEPARTURE,
@@ -31,8 +32,10 @@ AT_ONCE: Final = 20 * MINUTE
 """A charge that starts so soon after plug-in did not wait."""
 ON_TARGET: Final = 2.0
 """Percent by which the ends of charges to one target differ."""
-UNKNOWN_SLOPE: Final = 500.0
-"""Weight of the learnt slope up to which it is hardly known."""
+ON_LINE: Final = 1.1
+"""Percent by which a charge may miss its target and still tell how late its end is told."""
+TOO_LATE: Final = 12 * MINUTE
+"""An end further from the end of its line was not the one that the line led to."""
 STEADY_SLOPE: Final = 2000.0
 SLOWEST: Final = 0.5 / HOUR
 """Percent per second: less is no charge but two looks at different ones."""
@@ -63,6 +66,8 @@ class Look:
     """None: it does not tell of its cable."""
     limit: float | None = None
     """The charge limit that the car names, percent."""
+    slope: float | None = None
+    """Percent per second of the charge, by what the car itself says of it."""
     polled: bool = True
     """Whether we asked, rather than were told: only then its moment says something of the brand's uploads."""
 
@@ -79,6 +84,7 @@ def learn(habits: Habits, brand: BrandLore, lore: Lore, look: Look, *, steps: bo
         _take(habits, look, plugged)
         habits.changed = look.measured
         _enter(habits, brand, look, news=False)
+        _told(habits, look)
         return
     news = look.measured > habits.measured
     change = look.soc - habits.soc
@@ -272,13 +278,15 @@ def _session(habits: Habits, brand: BrandLore, look: Look, plugged: bool) -> Non
             _begin(habits, look)
             if not habits.plugged and look.measured > habits.looked:
                 _plugged_in(habits, prompt=True)
+        _told(habits, look)
     elif habits.charging:
-        if habits.session_slope:
+        if habits.session_slope and habits.session_gain > TOLD_GAIN:
             weight = min(habits.session_gain, 30.0) ** 2
             whole = habits.slope_weight + weight
             habits.slope = (habits.slope * habits.slope_weight + habits.session_slope * weight) / whole
             habits.slope_weight = min(whole, STEADY_SLOPE)
         if plugged and look.soc >= habits.soc - 0.3:
+            _end(habits, brand, look)
             _ended(habits, look)
         habits.session_since = habits.session_slope = 0.0
 
@@ -290,8 +298,18 @@ def _longest_charge(habits: Habits) -> float:
 
 def _begin(habits: Habits, look: Look) -> None:
     """A charge is known from now on; a charge level that was told long before says nothing of its start."""
-    habits.session_since, habits.session_slope = look.measured, 0.0
+    habits.session_since, habits.session_slope, habits.session_gain = look.measured, 0.0, 0.0
     habits.session_soc = look.soc if look.measured - look.soc_at < AT_ONCE else UNKNOWN
+
+
+def _told(habits: Habits, look: Look) -> None:
+    """What the car says of its charge counts until that is seen: if little is known of it, or if it is faster
+    than usual. Less than usual may be the beginning of a charge, when the power still rises."""
+    if look.slope is None or not SLOWEST < look.slope < FASTEST:
+        return
+    news = habits.slope_weight <= UNKNOWN_SLOPE or look.slope > habits.slope
+    if news and habits.session_gain <= TOLD_GAIN:
+        habits.session_slope, habits.session_gain = look.slope, TOLD_GAIN
 
 
 def _goes_on(habits: Habits, brand: BrandLore, look: Look) -> None:
@@ -304,6 +322,17 @@ def _goes_on(habits: Habits, brand: BrandLore, look: Look) -> None:
     gain, span = look.soc - habits.session_soc, look.soc_at - habits.session_since
     if gain > ROSE and span > MINUTE and SLOWEST < gain / span < FASTEST:
         habits.session_slope, habits.session_gain = gain / span, gain
+
+
+def _end(habits: Habits, brand: BrandLore, look: Look) -> None:
+    """The line of a charge said when it would end: how much later than that did its upload come?"""
+    target = target_of(habits)
+    if abs(look.soc - target) > ON_LINE:
+        return
+    span = max(0.0, target - habits.soc) / slope_of(habits)
+    late = look.measured - (habits.line_since + span)
+    if abs(late) < 0.1 * span + TOO_LATE:
+        brand.saw_end(late)
 
 
 def _ended(habits: Habits, look: Look) -> None:

@@ -18,26 +18,28 @@ from math import exp, sqrt
 from typing import Final
 
 from evbatteryd.domain.policy import hours
+from evbatteryd.domain.policy.charge import slope_of, target_of
 from evbatteryd.domain.policy.habits import (
     ARRIVAL,
     DEPARTURE,
     SILENT_FROM,
     TRIP,
-    UNKNOWN,
     USUAL_TRIP,
     Doing,
     Habits,
     Told,
 )
 from evbatteryd.domain.policy.hours import DAY, HOUR
-from evbatteryd.domain.policy.learning import MINUTE, UNKNOWN_SLOPE
+from evbatteryd.domain.policy.learning import MINUTE
 from evbatteryd.domain.policy.lore import BrandLore, Lore
 
 SURE: Final = 1.0
 """Percent that may have changed unseen without a value being called stale: what its rounding hides anyway."""
 RAW_WEIGHT: Final = 0.3
-END_WEIGHT: Final = 0.5
 """How much of the worth of a look at a charging car is the measured value's, the rest the estimate's."""
+END_WEIGHT: Final = 0.8
+"""How much of what a charge has gained since the last look seeing its end is worth: all of it to the measured
+value, and to whoever waits for the end."""
 DRIVING_SPEED: Final = 18.0 / HOUR
 """Percent per second while driving: 50 km/h at 18 kWh/100 km out of 50 kWh."""
 EARLY_ENDS: Final = 0.8 / HOUR
@@ -63,6 +65,10 @@ STARTS_LATE: Final = 0.3
 """How likely a prompt starter that does not charge yet, just after plug-in, has begun by the next upload."""
 LATE_STEP: Final = 1.04
 """A step of charge comes a little later than the line says."""
+ENDS_SPREAD: Final = 0.03
+"""By that share of what is left a charge may end later than its line says."""
+LAST_APART: Final = 0.35
+"""A look that comes less than so many intervals before the end waits for the end: together they tell more."""
 STILL_THERE: Final = 0.04
 """Share of departures that a wall box, which tells of them, does not tell of."""
 
@@ -87,27 +93,6 @@ class Moment:
     """pp*s."""
     sure: float = 0.0
     """Until then no more than :data:`SURE` is expected to change unseen; 0: nothing is said."""
-
-
-def slope_of(habits: Habits) -> float:
-    """Percent per second of the charge: this one's own and the car's usual one, by their variances."""
-    usual = habits.slope
-    if not habits.session_slope:
-        return usual
-    own = habits.session_slope
-    own_variance = (0.45 / habits.session_gain * own) ** 2
-    usual_variance = ((0.05 if habits.slope_weight > UNKNOWN_SLOPE else 0.6) * usual) ** 2
-    if (own - usual) ** 2 > 9 * (own_variance + usual_variance):  # another charger than at home
-        return own
-    return (own * usual_variance + usual * own_variance) / (usual_variance + own_variance)
-
-
-def target_of(habits: Habits) -> float:
-    """Where the present charge ends, percent: by the car's own limit, as learnt, or as is usual."""
-    target = habits.target if habits.targets_seen else (90.0 if habits.soc < 87.0 else 100.0)
-    if habits.limit != UNKNOWN and habits.limit > habits.soc + 0.4:
-        target = habits.limit if not habits.targets_seen else min(target, habits.limit)
-    return 100.0 if habits.soc > target + 0.4 else target
 
 
 def longest_wait(terms: Terms) -> float:
@@ -361,7 +346,7 @@ def _charging(habits: Habits, brand: BrandLore, lore: Lore, terms: Terms, price:
     end = habits.line_since + span
     rate = RAW_WEIGHT * slope + (1 - RAW_WEIGHT) * EARLY_ENDS
     apart = sqrt(2 * price / rate)
-    seen = brand.margin + 0.06 * span
+    seen = brand.margin + brand.ends_late + ENDS_SPREAD * span
     """Until the end is there to be read, with its spread."""
     regular = brand.regular and brand.period >= 250.0
     period = brand.period if regular else 0.0
@@ -386,15 +371,17 @@ def _charging(habits: Habits, brand: BrandLore, lore: Lore, terms: Terms, price:
         at = first + brand.margin
         if at < now:
             at += period * (int((now - at) / period) + 1)
-        while at < end + 0.3 * brand.margin:
+        while at < end - LAST_APART * apart:
             if at - habits.measured >= 0.75 * apart:
                 habits.expected_upload = at - brand.margin
                 what = f"{terms.steps:.0f} % step" if terms.steps else "upload"
                 return Moment(at, f"{words}: just after the next {what} is due", gained(at))
             at += period
     else:
-        at = max(habits.measured + brand.margin + apart, now + 0.5 * apart)
-        if at <= end - 0.35 * apart:
+        left = end + seen - habits.measured
+        looks = max(1, round(left / apart))
+        at = max(habits.measured + left / looks, now + 0.5 * apart)
+        if at <= end - LAST_APART * apart:
             return Moment(at, words, gained(at))
     at = _last_look(habits, lore, terms, price, now, rest, end, end + seen)
     return Moment(at, f"{words}: it should have reached {target:.0f} % by then", max(price, gained(at)))

@@ -32,6 +32,10 @@ names 1 to 60 minutes."""
 SHORTEST_GAP: Final = 45.0
 LONGEST_GAP: Final = 4.2 * HOUR
 GAPS_KEPT: Final = 40
+END_STEP: Final = 45.0
+"""Seconds by which the delay of ends is learnt at a time."""
+LATEST_END: Final = 900.0
+"""Seconds: no brand is waited for longer."""
 BUSY: Final = 2 * HOUR
 """Over how long the use of the application's bucket is averaged."""
 FULL_BUCKET: Final = 0.9
@@ -58,6 +62,8 @@ class BrandLore:
     hidden: float = 0.5
     waits: float = 2.0
     """Charges that had begun before a look that did not say so: ``hidden`` of so many."""
+    ends_late: float = 0.0
+    """Seconds after the end of its line until the upload of a charge's end: three of four come sooner."""
     lag_plugged: float = 240.0
     """Seconds from a hint until its upload is there to be read."""
     lag_charging: float = 90.0
@@ -80,6 +86,11 @@ class BrandLore:
                 self.period, self.regular = period, True
                 return
         self.regular = False
+
+    def saw_end(self, late: float) -> None:
+        """The end of a charge was measured so many seconds later than its line had said."""
+        by = END_STEP if late > self.ends_late else -END_STEP / 3
+        self.ends_late = max(0.0, min(self.ends_late + by, LATEST_END))
 
 
 def _hazards() -> list[list[float]]:
@@ -109,7 +120,7 @@ class Lore:
         self.bucket_log = log(COURTESY)
         self.usual_log = log(COURTESY)
         """Of the prices at which calls were made of late."""
-        self.drawn = self.calls
+        self.drawn: list[float] = []
         """Those of which the curve was drawn that days are measured by."""
         self.since_drawn = 0
         self._curve = [0.0] * 25

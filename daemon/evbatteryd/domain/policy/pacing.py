@@ -83,13 +83,14 @@ def paced(
     rolling limit of the brand is (1: as full as it may be), where that binds rather than the plan.
     """
     pace = _anchored(pace, plan, days, now)
-    rate = min(_rate(pace, plan, days), plan.at_most)
+    # Where a rolling limit counts for itself, the plan's own pace is kept beside it.
+    rate = _rate(pace, plan, days) if crowd is not None else min(_rate(pace, plan, days), plan.at_most)
     ahead = (plan.spent - pace.anchor_spent) / rate - (days(now) - days(pace.anchored))
     if ahead < -SAVED:  # the pace is begun anew, still that far behind
         pace = replace(pace, anchored=now - SAVED * DAY, anchor_spent=plan.spent)
         ahead = -SAVED
     if crowd is not None:
-        ahead = crowd - 1.0 - IN_HAND
+        ahead = max(ahead, crowd - 1.0 - IN_HAND)  # the scarcer of the two
     lead = IN_HAND * min(1.0, max(plan.ends - now, 0.0) / DAY / 2)
     drift = ahead + lead
     span = min(max(now - pace.at, 0.0), DAY) / DAY

@@ -30,6 +30,9 @@ LONG_WINDOW: Final = 6 * HOUR
 """A rolling limit over a longer time is a budget; over a shorter one it is a floor."""
 LIMIT_USED: Final = 0.8
 """Share of a brand's rolling limit that is planned with: the rest is for charges and hints."""
+SPREAD_OUT: Final = 0.8
+"""What a rolling limit still allows is spread over that share of the time until it allows more: whoever comes
+back to life is not asked so often that its next charge is missed."""
 WAKING: Final = 600.0
 """The least that a call must gain, pp*s, where it may wake the car and draw on its 12 V battery."""
 KEYLESS_GAP: Final = 7 * HOUR
@@ -45,6 +48,8 @@ HINT_REGAINED: Final = 45 * MINUTE
 """Hints may cause so many calls in a row, and one more in that time ..."""
 HINT_SHARE: Final = 0.75
 """... or in that share of the plan's mean interval, if that is longer."""
+CHARGED: Final = 0.9
+"""Share of the power at the plug that reaches the battery. Which of the two a car tells is not known."""
 SAME_HINT: Final = 10 * MINUTE
 HINTED_WORTH: Final = 3.0
 """A poll after a hint is worth so many times the price of a call: it is known to find something."""
@@ -318,8 +323,17 @@ def _look(habits: Habits, state: BatteryState, at: float, *, polled: bool) -> Lo
         charging=charging,
         plugged=plugged,
         limit=state.number(Signal.CHARGE_LIMIT),
+        slope=_told_slope(state) if charging else None,
         polled=polled,
     )
+
+
+def _told_slope(state: BatteryState) -> float | None:
+    """Percent per second, by the power and the capacity that the car tells."""
+    power, capacity = state.number(Signal.CHARGE_POWER), state.number(Signal.CAPACITY)
+    if not power or not capacity:
+        return None
+    return 100 * CHARGED * power / capacity / HOUR
 
 
 def _note_calls(habits: Habits, profile: BrandProfile, calls: int, at: float) -> None:
@@ -409,6 +423,9 @@ def _earliest(habits: Habits, profile: BrandProfile, calls: int, at: float, *, f
     room = max(room, 0)
     if len(habits.calls) > room:
         earliest = max(earliest, habits.calls[len(habits.calls) - room - 1] + window + 10.0)
+    elif habits.calls and window > LONG_WINDOW:
+        until_more = habits.calls[0] + window - at
+        earliest = max(earliest, at + SPREAD_OUT * until_more / (room - len(habits.calls) + 1))
     return earliest
 
 
