@@ -210,8 +210,8 @@ class TimedSink(MqttSink):
 
     told: Callable[[Reading], None] = staticmethod(lambda reading: None)
 
-    async def publish(self, readings: Sequence[Reading]) -> None:
-        await super().publish(readings)
+    async def publish(self, readings: Sequence[Reading], over: int | None = None) -> None:
+        await super().publish(readings, over)
         for reading in readings:
             self.told(reading)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import timedelta
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +26,10 @@ def heard(leaf: str, expiry: int | None = None) -> Heard:
     if expiry is not None:
         properties.MessageExpiryInterval = expiry
     return Heard(f"evbatteryd/renault_1/{leaf}", leaf.encode(), True, properties)
+
+
+def test_the_sink_that_is_timed_is_called_like_the_daemons() -> None:
+    assert signature(mqtt.TimedSink.publish) == signature(MqttSink.publish)
 
 
 def test_a_pace_is_per_second_of_the_wall_and_of_our_cpu() -> None:
